@@ -1,0 +1,171 @@
+"""Packs kernel parameters and launches.
+
+Every parameter takes a slot of 8 bytes (a by-value struct several in a row), so that one struct.pack_into fills them
+all; `void**` arrays over the slots are made once. cuLaunchKernel copies the parameters before it returns, so one
+buffer a thread serves every plan.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from baracuda_py.backends.cuda.context import Context
+from baracuda_py.backends.cuda.driver import Driver
+from baracuda_py.backends.cuda.streams import current_stream, stream_handle
+from baracuda_py.vocab.code import WORKSPACE, Launch, Parameter, Pointer, Stride
+from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.preference import Workspace
+from baracuda_py.vocab.tensors import TensorRef
+
+__all__ = ["CudaExecutable"]
+
+_MASK = (1 << 64) - 1
+
+
+class _Frame:
+    """Memory for one launch's parameters: the slots, and the pointers to each parameter's first slot."""
+
+    __slots__ = ("address", "buffer", "pointers")
+
+    def __init__(self, offsets: tuple[int, ...], slots: int) -> None:
+        self.buffer = (ctypes.c_uint64 * max(slots, 1))()
+        base = ctypes.addressof(self.buffer)
+        self.pointers = (ctypes.c_void_p * max(len(offsets), 1))(*(base + 8 * offset for offset in offsets))
+        self.address = ctypes.addressof(self.pointers)
+
+
+class _Frames(threading.local):
+    """This thread's frames, by layout; layouts are as few as kernel signatures."""
+
+    def __init__(self) -> None:
+        self.by_layout: dict[tuple[tuple[int, ...], int], _Frame] = {}
+
+
+_frames = _Frames()
+
+
+def _source(part: int | Pointer | Stride, names: tuple[str, ...]) -> str:
+    """Python source of a slot's value, over `o` (operands) and `w` (workspace address)."""
+    if isinstance(part, Pointer):
+        if part.argument == WORKSPACE:
+            return f"w + {part.offset}" if part.offset else "w"
+        operand = f"o[{names.index(part.argument)}]"
+        address = f"{operand}.pointer + {part.offset}" if part.offset else f"{operand}.pointer"
+        return f"({address} if {operand} is not None else 0)"
+    if isinstance(part, Stride):
+        return f"o[{names.index(part.argument)}].strides[{part.axis}] & {_MASK}"
+    return str(part & _MASK)
+
+
+@cache
+def _packer(parts: tuple[int | Pointer | Stride, ...], names: tuple[str, ...]) -> Callable[..., None]:
+    """A function `(buffer, operands, workspace)` that fills the slots: compiled, as attrs compiles its methods."""
+    values = ", ".join(_source(part, names) for part in parts)
+    pack = struct.Struct(f"<{len(parts)}Q").pack_into
+    scope = {"pack": pack}
+    function: Callable[..., None] = eval(f"lambda b, o, w: pack(b, 0, {values})", scope)
+    return function
+
+
+def _flatten(parameters: tuple[Parameter, ...]) -> tuple[tuple[int | Pointer | Stride, ...], tuple[int, ...]]:
+    """All slots in order, and the first slot of each parameter."""
+    parts: list[int | Pointer | Stride] = []
+    offsets = []
+    for parameter in parameters:
+        offsets.append(len(parts))
+        parts += parameter if isinstance(parameter, tuple) else (parameter,)
+    return tuple(parts), tuple(offsets)
+
+
+class _Step:
+    """One launch, resolved: the function, its geometry, and how its slots are filled."""
+
+    __slots__ = ("function", "geometry", "layout", "pack")
+
+    def __init__(self, function: Any, launch: Launch, names: tuple[str, ...]) -> None:
+        parts, offsets = _flatten(launch.parameters)
+        self.function = function
+        self.geometry = (*launch.grid, *launch.block, launch.shared_bytes)
+        self.layout = (offsets, len(parts))
+        self.pack = _packer(parts, names)
+
+
+class CudaExecutable:
+    """The launches of one plan on one device."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        context: Context,
+        names: tuple[str, ...],
+        launches: tuple[Launch, ...],
+        functions: list[Any],
+    ) -> None:
+        self.launches = launches
+        self.device: Device = context.device
+        self._driver = driver
+        self._launch_kernel = driver.api.cuLaunchKernel
+        self._context = context
+        self._steps = [_Step(f, launch, names) for f, launch in zip(functions, launches, strict=True)]
+        assert context.device.ordinal is not None
+        self._ordinal: int = context.device.ordinal
+
+    def stream_handle(self, stream: Any, owner: Any) -> int:
+        """See `Executable`."""
+        return current_stream(owner, self._ordinal) if stream is None else stream_handle(stream)
+
+    def run(self, stream: int, workspace: int, operands: Sequence[TensorRef | None]) -> None:
+        """Launch everything, in order, on `stream`."""
+        context = self._context
+        pushed = context.enter()
+        try:
+            for step in self._steps:
+                frame = _frames.by_layout.get(step.layout)
+                if frame is None:
+                    frame = _frames.by_layout[step.layout] = _Frame(*step.layout)
+                step.pack(frame.buffer, operands, workspace)
+                status = self._launch_kernel(step.function, *step.geometry, stream, frame.address, 0)[0]
+                if status:
+                    raise self._driver.error(status, "cuLaunchKernel")
+        finally:
+            if pushed:
+                context.leave()
+
+    def bind(
+        self, stream: int | None, workspace: Workspace, operands: Sequence[TensorRef | None]
+    ) -> Callable[[], None]:
+        """A callable with frames of its own, filled once."""
+        calls = []
+        for step in self._steps:
+            frame = _Frame(*step.layout)
+            step.pack(frame.buffer, operands, workspace.pointer)
+            calls.append(((step.function, *step.geometry), frame))
+        return _bound(self, stream, tuple(calls), (workspace, tuple(operands)))
+
+
+def _bound(
+    executable: CudaExecutable, stream: int | None, calls: tuple[tuple[tuple[Any, ...], _Frame], ...], held: Any
+) -> Callable[[], None]:
+    launch_kernel, context, driver = executable._launch_kernel, executable._context, executable._driver
+    ordinal = executable._ordinal
+    first = held[1][0]
+    owner = None if first is None else first.owner
+
+    def bound(_held: Any = held) -> None:
+        handle = current_stream(owner, ordinal) if stream is None else stream
+        pushed = context.enter()
+        try:
+            for head, frame in calls:
+                status = launch_kernel(*head, handle, frame.address, 0)[0]
+                if status:
+                    raise driver.error(status, "cuLaunchKernel")
+        finally:
+            if pushed:
+                context.leave()
+
+    return bound

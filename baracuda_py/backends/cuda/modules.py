@@ -1,0 +1,105 @@
+"""Loads PTX: one library a file and process, one function an entry and context."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from baracuda_py import sys as kernels
+from baracuda_py.backends.cuda.context import Context
+from baracuda_py.backends.cuda.driver import Driver
+from baracuda_py.errors import BaracudaError, KernelInternal
+from baracuda_py.vocab.code import Launch, PtxCode
+from baracuda_py.vocab.enums import ArchSku
+
+__all__ = ["ModuleCache"]
+
+_LOG_BYTES = 16_384
+_STATIC_SHARED_LIMIT = 48 * 1024  # above it, dynamic shared memory must be asked for, once a function and device
+
+
+_Load = Callable[[str, str], bytes]  # (module, architecture) -> PTX
+
+
+def _committed(module: str, arch: str) -> bytes:
+    return kernels.module(module, arch).ptx
+
+
+class ModuleCache:
+    """CUlibrary and CUfunction objects, made on first use."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._lock = threading.Lock()
+        # A library is not tied to a context; the log buffers belong to it because PTX is compiled when its first
+        # kernel is looked up, not when it is loaded.
+        self._libraries: dict[tuple[str, ArchSku, _Load], tuple[Any, bytearray]] = {}
+
+    def function(self, context: Context, code: PtxCode, launch: Launch, where: str) -> Any:
+        """The CUfunction of `launch.entry` in `context`, allowed the shared memory that the launch asks for.
+
+        Must be called with `context` current. Raises DriverError (with the JIT log), or KernelInternal when the
+        launch asks for more shared memory than the device has.
+        """
+        load = code.load or _committed
+        module = launch.module or code.module
+        key = (module, code.arch, load, launch.entry)
+        with context.lock:
+            found = context.functions.get(key)
+            if found is None:
+                loaded = self._load(module, code.arch, load, launch.entry)
+                found = context.functions[key] = [loaded, _STATIC_SHARED_LIMIT]
+            function, allowed = found
+            if launch.shared_bytes > allowed:
+                self._allow_shared(context, function, launch, where)
+                found[1] = launch.shared_bytes
+        return function
+
+    def _load(self, module: str, arch: ArchSku, load: _Load, entry: str) -> Any:
+        library, log = self._library(module, arch, load)
+        status, kernel = self._driver.api.cuLibraryGetKernel(library, entry.encode())
+        if status:
+            raise self._error(status, "cuLibraryGetKernel", module, arch, log)
+        status, function = self._driver.api.cuKernelGetFunction(kernel)
+        if status:
+            raise self._error(status, "cuKernelGetFunction", module, arch, log)
+        return function
+
+    def _library(self, module: str, arch: ArchSku, load: _Load) -> tuple[Any, bytearray]:
+        key = (module, arch, load)
+        with self._lock:
+            found = self._libraries.get(key)
+            if found is not None:
+                return found
+            try:
+                ptx = load(module, arch.name.lower())
+            except (LookupError, ValueError, OSError) as error:
+                raise BaracudaError(
+                    module, f"the PTX for {arch.name.lower()} must be readable", rule="ptx", why=str(error),
+                    fix="Reinstall baracuda_py",
+                ) from error  # fmt: skip
+            option = self._driver.api.CUjit_option
+            log = bytearray(_LOG_BYTES)
+            options = [option.CU_JIT_ERROR_LOG_BUFFER, option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES]
+            image = ptx + b"\0"  # the driver reads PTX as a C string
+            status, library = self._driver.api.cuLibraryLoadData(
+                image, options, [log, _LOG_BYTES], len(options), [], [], 0
+            )
+            if status:
+                raise self._error(status, "cuLibraryLoadData", module, arch, log)
+            self._libraries[key] = library, log
+            return library, log
+
+    def _error(self, status: Any, call: str, module: str, arch: ArchSku, log: bytearray) -> BaracudaError:
+        text = bytes(log).split(b"\0")[0].decode(errors="replace")
+        return self._driver.error(status, call, log=text, what=f"module {module} for {arch.name.lower()}")
+
+    def _allow_shared(self, context: Context, function: Any, launch: Launch, where: str) -> None:
+        if launch.shared_bytes > context.shared_limit:
+            raise KernelInternal(
+                where, launch.shared_bytes,
+                must=f"{launch.entry} must fit in the {context.shared_limit} bytes of shared memory a block may have",
+            )  # fmt: skip
+        attribute = self._driver.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._driver.call("cuFuncSetAttribute", function, attribute, launch.shared_bytes)

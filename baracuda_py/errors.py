@@ -1,0 +1,184 @@
+"""Every error the package raises, all below `BaracudaError`.
+
+A message says where, what must hold, what came, why, and what to do:
+`awq_gemm: oc % 64 == 0 must hold (got oc = 48): a tile is 64 columns wide. Pad oc, or let bp.select choose.`
+The same facts are attributes, so that a caller never has to parse the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from attrs import frozen
+
+__all__ = [
+    "BaracudaError",
+    "BufferTooSmall",
+    "DriverError",
+    "InvalidProblem",
+    "KernelInternal",
+    "MisalignedOperand",
+    "NoKernel",
+    "Refused",
+    "RegistrationError",
+    "Unsupported",
+    "WorkspaceTooSmall",
+]
+
+
+class BaracudaError(Exception):
+    """Base of the family.
+
+    Attributes:
+        where: the op, argument or call that refused.
+        rule: the name of the one rule that does not hold, e.g. `"oc % 64"`.
+        must: what must hold, in words.
+        value: what came instead, or None when there is no single value.
+        why: the reason for the rule; may be empty.
+        fix: what the caller can do; may be empty.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        must: str,
+        *,
+        rule: str = "",
+        value: Any = None,
+        got: str = "",
+        why: str = "",
+        fix: str = "",
+    ) -> None:
+        self.where = where
+        self.rule = rule
+        self.must = must
+        self.value = value
+        self.why = why
+        self.fix = fix
+        self._got_text = got or ("" if value is None else repr(value))
+        super().__init__(self._compose())
+
+    def _compose(self) -> str:
+        text = f"{self.where}: {self.must}" if self.where else self.must
+        if self._got_text:
+            text += f" (got {self._got_text})"
+        if self.why:
+            text += f": {self.why.rstrip('.')}"
+        text = text.rstrip(".") + "."
+        if self.fix:
+            text += f" {self.fix.rstrip('.')}."
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(cls: type[BaracudaError], args: tuple[Any, ...], state: dict[str, Any]) -> BaracudaError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class Unsupported(BaracudaError):
+    """The problem is well-formed, and nothing here (or not this kernel) serves it."""
+
+
+class InvalidProblem(BaracudaError):
+    """The descriptor or an argument contradicts the op's own rules."""
+
+
+class MisalignedOperand(BaracudaError):
+    """A pointer or a row stride is not a multiple of the bytes a kernel loads at once."""
+
+
+class _TooSmall(BaracudaError):
+    def __init__(self, where: str, needed: int, got: int, *, what: str, fix: str = "") -> None:
+        self.needed = needed
+        self.got = got
+        super().__init__(
+            where, f"{what} must hold at least {needed} bytes", rule=what, value=got, got=f"{got} bytes", fix=fix
+        )
+
+
+class WorkspaceTooSmall(_TooSmall):
+    """The borrowed workspace has `got` bytes; the plan needs `needed`."""
+
+    def __init__(self, where: str, needed: int, got: int) -> None:
+        super().__init__(
+            where, needed, got, what="workspace", fix="Borrow a buffer of plan.workspace_size bytes"
+        )
+
+
+class BufferTooSmall(_TooSmall):
+    """A raw buffer has `got` bytes; its shape and strides reach `needed`."""
+
+    def __init__(self, where: str, needed: int, got: int) -> None:
+        super().__init__(where, needed, got, what="buffer")
+
+
+class KernelInternal(BaracudaError):
+    """A kernel or library reported failure; `status` is its own code."""
+
+    def __init__(self, where: str, status: int, *, must: str = "", fix: str = "") -> None:
+        self.status = status
+        super().__init__(where, must or "the kernel must report success", value=status, got=f"status {status}", fix=fix)
+
+
+class DriverError(BaracudaError):
+    """A CUDA driver call failed.
+
+    Attributes:
+        result: the CUresult number; None when the driver itself is missing.
+        name: its symbolic name, e.g. `"CUDA_ERROR_INVALID_PTX"`.
+        call: the driver function, e.g. `"cuLaunchKernel"`.
+        log: the JIT compiler's error log; empty when there is none.
+    """
+
+    def __init__(
+        self,
+        result: int | None,
+        call: str,
+        *,
+        name: str = "",
+        must: str = "",
+        why: str = "",
+        fix: str = "",
+        log: str = "",
+    ) -> None:
+        self.result = result
+        self.call = call
+        self.name = name
+        self.log = log
+        got = f"{name} ({result})" if result is not None else name
+        text_why = why if not log else f"{why + '; ' if why else ''}JIT log: {log.strip()}"
+        super().__init__(call, must or "the driver call must succeed", value=result, got=got, why=text_why, fix=fix)
+
+
+class RegistrationError(BaracudaError):
+    """An op, kernel, backend or plug-in cannot be registered; `rule` names what is wrong with it."""
+
+
+@frozen
+class Refused:
+    """One kernel that does not serve a problem: its `KernelSku`, and the error it would raise if pinned."""
+
+    sku: Any
+    refusal: BaracudaError
+
+
+class NoKernel(Unsupported):
+    """No registered kernel serves the problem on the device; `refusals` says why, kernel by kernel.
+
+    Attributes:
+        refusals: a tuple of `Refused(sku, refusal)`, one for each kernel of the op.
+    """
+
+    def __init__(self, where: str, device: str, refusals: Iterable[Refused]) -> None:
+        self.refusals = tuple(refusals)
+        self.device = device
+        super().__init__(where, f"some registered kernel must serve this problem on {device}", rule="no kernel")
+        lines = [str(self.args[0])]
+        lines += [f"  {refused.sku.token}: {refused.refusal}" for refused in self.refusals]
+        self.args = ("\n".join(lines),)

@@ -1,0 +1,207 @@
+"""Checks the tensors of one call against an op's argument specs, and turns them into views.
+
+The rules of an argument, in the order they are checked and by the name an error carries: presence, element, shape,
+innermost stride, row stride, alignment, device; then, over all of them, overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from baracuda_py.errors import BaracudaError, InvalidProblem, MisalignedOperand
+from baracuda_py.vocab.descriptors import TensorSpec
+from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.elements import bits_of
+from baracuda_py.vocab.preference import Workspace
+from baracuda_py.vocab.tensors import HOST_MEMORY, TensorMut, TensorRef, row_major_strides
+
+__all__ = ["OperandChecker"]
+
+
+class _Slot:
+    """One argument: what it must be, and the last torch tensor's metadata that passed every check but the address."""
+
+    __slots__ = ("accepted", "alignment", "elements", "kind", "name", "needed", "shape", "spec", "strides", "written")
+
+    def __init__(self, spec: TensorSpec, descriptor: Any, alignment: int) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.written = spec.written
+        self.kind = TensorMut if spec.written else TensorRef
+        self.needed = spec.needed_on(descriptor)
+        self.elements = spec.elements_on(descriptor) if self.needed else ()
+        self.shape = spec.shape_on(descriptor) if self.needed else ()
+        self.strides = spec.strides
+        self.alignment = max(alignment, bits_of(self.elements[0]) // 8) if self.needed else 1
+        self.accepted: _Accepted | None = None
+
+
+class _Accepted:
+    """Metadata of a tensor that passed, so that the next one like it needs its address checked and no more."""
+
+    __slots__ = ("device", "dtype", "high", "low", "shape", "strides", "view")
+
+    def __init__(self, source: Any, view: TensorRef) -> None:
+        self.dtype = source.dtype
+        self.shape = source.shape
+        self.strides = source.stride()
+        self.device = source.device
+        self.view = view
+        low, high = view.extent
+        self.low, self.high = low - view.pointer, high - view.pointer
+
+
+class OperandChecker:
+    """Checks calls of one plan.
+
+    Args:
+        where: the op's name, for messages.
+        specs: the op's argument specs.
+        descriptor: the problem.
+        alignment: bytes, by argument name, beyond the element's own size.
+        device: where the plan runs.
+    """
+
+    def __init__(
+        self, where: str, specs: Sequence[TensorSpec], descriptor: Any, alignment: Mapping[str, int], device: Device
+    ) -> None:
+        self._where = where
+        self._slots = [_Slot(spec, descriptor, alignment.get(spec.name, 1)) for spec in specs]
+        self._device = HOST_MEMORY if device.kind == "host" else device.ordinal
+        self._device_text = str(device)
+        self.names = tuple(slot.name for slot in self._slots)
+
+    def views(self, args: Any, workspace: Workspace, stream: int) -> list[TensorRef | None]:
+        """Views of `args` in spec order, None for absent ones; raises the error of the first broken rule."""
+        views: list[TensorRef | None] = []
+        extents: list[tuple[int, int]] = []
+        for slot in self._slots:
+            source = getattr(args, slot.name)
+            accepted = slot.accepted
+            if (
+                accepted is not None
+                and type(source) is type(accepted.view.owner)
+                and source.dtype is accepted.dtype
+                and source.shape == accepted.shape
+                and source.stride() == accepted.strides
+                and source.device == accepted.device
+            ):
+                pointer = source.data_ptr()
+                if pointer % slot.alignment == 0:
+                    views.append(_moved(slot.kind, accepted.view, pointer, source))
+                    extents.append((pointer + accepted.low, pointer + accepted.high))
+                    continue
+            view = self._view(slot, source, stream)
+            views.append(view)
+            extents.append((0, 0) if view is None else view.extent)
+        for index, slot in enumerate(self._slots):
+            if slot.written:
+                self._check_overlap(index, views, extents, workspace)
+        return views
+
+    def _view(self, slot: _Slot, source: Any, stream: int) -> TensorRef | None:
+        if not slot.needed:
+            if source is not None:
+                raise self._error(slot, "presence", "must be None for this descriptor", got=type(source).__name__)
+            return None
+        if source is None:
+            raise self._error(slot, "presence", "must be given for this descriptor", got="None")
+        view = slot.kind.of(source, f"{self._where}: {slot.name}", stream)
+        self._check(slot, view)
+        if view.owner is source and hasattr(source, "data_ptr") and view.size:
+            slot.accepted = _Accepted(source, view)
+        return view
+
+    def _check(self, slot: _Slot, view: TensorRef) -> None:
+        if view.element not in slot.elements:
+            names = " or ".join(element.name.lower() for element in slot.elements)
+            raise self._error(slot, "element", f"must be {names}", value=view.element, got=view.element.name.lower())
+        if view.shape != slot.shape:
+            raise self._error(slot, "shape", f"must have shape {slot.shape}", value=view.shape)
+        nbytes = bits_of(view.element) // 8
+        if view.size == 0:
+            return
+        if slot.strides != "any" and view.shape and view.shape[-1] != 1 and view.strides[-1] != 1:
+            raise self._error(slot, "innermost stride", "must have innermost stride 1", value=view.strides[-1])
+        if slot.strides == "contiguous" and not view.contiguous:
+            packed = row_major_strides(view.shape)
+            raise self._error(slot, "row stride", f"must be contiguous, strides {packed}", value=view.strides)
+        if slot.strides == "rows":
+            self._check_rows(slot, view)
+        if slot.written and any(e > 1 and s == 0 for e, s in zip(view.shape, view.strides, strict=True)):
+            raise self._error(slot, "row stride", "must not write one element twice", value=view.strides)
+        strided = [s for e, s in zip(view.shape[:-1], view.strides[:-1], strict=True) if e > 1]
+        misaligned = [view.pointer, *(stride * nbytes for stride in strided if slot.strides != "any")]
+        for value in misaligned:
+            if value % slot.alignment:
+                what = "address" if value is view.pointer else "row stride in bytes"
+                raise MisalignedOperand(
+                    f"{self._where}: {slot.name}",
+                    f"its {what} must be a multiple of {slot.alignment} bytes",
+                    rule=f"{slot.name} alignment",
+                    value=value,
+                    got=hex(value) if value is view.pointer else str(value),
+                    why="the kernel loads that many bytes at once",
+                    fix="Copy it to a fresh allocation, or let select take another kernel",
+                )
+        if self._device is not None and view.device not in (None, self._device):
+            where = "host memory" if view.device == HOST_MEMORY else f"cuda:{view.device}"
+            raise self._error(slot, "device", f"must lie where the plan runs, on {self._device_text}", got=where)
+
+    def _check_rows(self, slot: _Slot, view: TensorRef) -> None:
+        width = view.shape[-1]
+        for axis in range(len(view.shape) - 2, -1, -1):
+            if view.shape[axis] > 1 and view.strides[axis] < width:
+                raise self._error(
+                    slot, "row stride", f"must have a stride of at least {width} along axis {axis}",
+                    value=view.strides[axis], why="rows must not overlap",
+                )  # fmt: skip
+            width = max(width, view.strides[axis] * view.shape[axis])
+
+    def _check_overlap(
+        self, index: int, views: list[TensorRef | None], extents: list[tuple[int, int]], workspace: Workspace
+    ) -> None:
+        low, high = extents[index]
+        for other, (other_low, other_high) in enumerate(extents):
+            if other != index and low < other_high and other_low < high:
+                view, second = views[index], views[other]
+                if view is None or second is None:
+                    continue
+                if not _disjoint_columns(view, second):
+                    slot = self._slots[index]
+                    raise self._error(slot, "overlap", f"must not share memory with {self._slots[other].name}")
+        if low < workspace.pointer + workspace.nbytes and workspace.pointer < high:
+            raise self._error(self._slots[index], "overlap", "must not share memory with the workspace")
+
+    def _error(
+        self, slot: _Slot, rule: str, must: str, *, value: Any = None, got: str = "", why: str = ""
+    ) -> BaracudaError:
+        return InvalidProblem(
+            f"{self._where}: {slot.name}", must, rule=f"{slot.name} {rule}", value=value, got=got, why=why,
+            fix=slot.spec.doc and f"{slot.name}: {slot.spec.doc}",
+        )  # fmt: skip
+
+
+def _moved(kind: type[TensorRef], view: TensorRef, pointer: int, owner: Any) -> TensorRef:
+    """`view` at another address, without the constructor's checks."""
+    moved = kind.__new__(kind)
+    moved.pointer = pointer
+    moved.shape = view.shape
+    moved.strides = view.strides
+    moved.element = view.element
+    moved.device = view.device
+    moved.owner = owner
+    return moved
+
+
+def _disjoint_columns(one: TensorRef, two: TensorRef) -> bool:
+    """Whether two 2-D views whose address ranges cross are different columns of one buffer."""
+    if len(one.shape) != 2 or len(two.shape) != 2 or one.strides[1] != 1 or two.strides[1] != 1:
+        return False
+    one_bytes, two_bytes = bits_of(one.element) // 8, bits_of(two.element) // 8
+    pitch = one.strides[0] * one_bytes
+    if pitch != two.strides[0] * two_bytes or pitch <= 0:
+        return False
+    offset = (two.pointer - one.pointer) % pitch
+    return offset >= one.shape[1] * one_bytes and offset + two.shape[1] * two_bytes <= pitch

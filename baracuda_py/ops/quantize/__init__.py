@@ -1,0 +1,7 @@
+"""Quantised ops: AWQ 4-bit weights."""
+
+from __future__ import annotations
+
+from baracuda_py.ops.quantize import awq_gemm
+
+OPS = (awq_gemm.OP,)

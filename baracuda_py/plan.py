@@ -1,0 +1,209 @@
+"""Plans: a problem, the kernel chosen for it, and how to run that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar, Self
+
+from baracuda_py.errors import InvalidProblem, MisalignedOperand, Unsupported, WorkspaceTooSmall
+from baracuda_py.operands import OperandChecker
+from baracuda_py.registry import Explanation, Kernel, Op, Registry, Selection
+from baracuda_py.vocab.code import Executable, Launch, PtxCode
+from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.preference import PlanPreference, Workspace
+from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
+from baracuda_py.vocab.tensors import HOST_MEMORY, TensorRef
+
+__all__ = ["Plan", "make_plan", "new_registry", "plan_class"]
+
+_WORKSPACE_ALIGNMENT = 16  # bytes; kernels store partial sums four floats at a time
+
+
+class Plan:
+    """A descriptor and the kernel that serves it on one device. Immutable; may be run from several threads.
+
+    Attributes:
+        descriptor: the problem.
+        device: where it runs.
+        kernel: the chosen kernel.
+        workspace_size: bytes of device memory that a run must be lent; 0 when it needs none.
+        launches: the CUDA launches of one run; empty for host and library kernels, and when there is nothing to do.
+    """
+
+    op: ClassVar[Op]
+
+    __slots__ = (
+        "_checker", "_executable", "_selection", "descriptor", "device", "kernel", "launches", "workspace_size",
+    )  # fmt: skip
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self.descriptor = selection.descriptor
+        self.device: Device = selection.device
+        self.kernel: Kernel = selection.kernel
+        op, code = selection.op, selection.kernel.code
+        empty = op.is_empty(self.descriptor)
+        self.workspace_size = 0 if empty else self.kernel.workspace(self.descriptor, self.device)
+        self._checker = OperandChecker(op.name, op.specs, self.descriptor, self.kernel.alignment, self.device)
+        self._executable: Executable | None = None
+        self.launches: tuple[Launch, ...] = ()
+        if empty:
+            return
+        if not self.device.dry:
+            where = f"{op.name} [{self.sku.variant or self.sku.backend.name.lower()}]"
+            self._executable = selection.backend.prepare(
+                code, self.descriptor, self.device, self._checker.names, where
+            )
+            self.launches = self._executable.launches
+        elif isinstance(code, PtxCode):
+            self.launches = code.launches(self.descriptor, self.device)
+
+    @classmethod
+    def select(cls, stream: Any, descriptor: Any, preference: PlanPreference | None = None) -> Self:
+        """The best kernel for `descriptor`, within the op's contract.
+
+        Args:
+            stream: what the plan will run on: None, a stream, or anything else that `bp.select` takes as a device;
+                an int is a raw stream handle.
+            descriptor: of this plan's op.
+            preference: limits and wishes.
+
+        Raises:
+            the class of the first rule of the contract that is broken, in its order; then as `bp.select`.
+        """
+        from baracuda_py import default_registry
+
+        if not isinstance(descriptor, cls.op.descriptor):
+            raise InvalidProblem(
+                cls.op.name, f"the descriptor must be a {cls.op.descriptor.__name__}", rule="descriptor",
+                got=type(descriptor).__name__,
+            )  # fmt: skip
+        for rule in cls.op.contract:
+            rule.check(descriptor, cls.op.name)
+        device = None if isinstance(stream, int) else stream
+        plan = default_registry().select(descriptor, device, preference)
+        assert isinstance(plan, cls)
+        return plan
+
+    @property
+    def sku(self) -> KernelSku:
+        """Identity of the chosen kernel."""
+        return self.kernel.sku
+
+    @property
+    def precision_guarantee(self) -> PrecisionGuarantee:
+        """What the chosen kernel promises."""
+        return self.kernel.sku.precision_guarantee
+
+    def explain(self) -> Explanation:
+        """Why this kernel, and why not the others."""
+        return self._selection.explain()
+
+    def can_implement(self, args: Any) -> bool:
+        """True if `run` would take these arguments; otherwise raises what it would raise. Launches nothing.
+
+        Raises:
+            InvalidProblem: presence, element, shape, strides, device or overlap of an argument; `rule` names which.
+            MisalignedOperand: an address or row stride.
+        """
+        self._views(args, Workspace.NONE, 0)
+        return True
+
+    def run(self, stream: Any, workspace: Workspace, args: Any) -> None:
+        """Enqueue the computation on `stream`: no allocation, no synchronisation, safe under graph capture.
+
+        Args:
+            stream: int handle, object with `__cuda_stream__`, or None for the current stream of the framework that
+                the first argument comes from. Host plans ignore it and return when done.
+            workspace: at least `workspace_size` bytes on the plan's device; `Workspace.NONE` when that is 0.
+            args: the op's tensors.
+
+        Raises:
+            as `can_implement`; WorkspaceTooSmall; MisalignedOperand for the workspace; Unsupported for a dry-run plan;
+            DriverError when the launch fails.
+        """
+        executable, handle, views = self._ready(stream, workspace, args)
+        if executable is not None:
+            executable.run(handle, workspace.pointer, views)
+
+    def bind(self, args: Any, workspace: Workspace = Workspace.NONE, stream: Any = None) -> Callable[[], None]:
+        """Check everything once and return a callable that only launches.
+
+        The callable keeps the arguments and the workspace alive, and uses `stream`, or with None the stream that is
+        current when it is called. Raises as `run`.
+        """
+        executable, handle, views = self._ready(stream, workspace, args)
+        if executable is None:
+            return _nothing
+        if stream is None:
+            return executable.bind(None, workspace, views)
+        return executable.bind(handle, workspace, views)
+
+    def _ready(
+        self, stream: Any, workspace: Workspace, args: Any
+    ) -> tuple[Executable | None, int, list[TensorRef | None]]:
+        executable = self._executable
+        if executable is None:
+            if self.device.dry:
+                raise Unsupported(
+                    self.op.name, "a dry-run plan cannot run", rule="dry run", got=str(self.device),
+                    fix="Select without a device name, on a machine that has such a GPU",
+                )  # fmt: skip
+            self._views(args, workspace, 0)
+            return None, 0, []
+        if workspace.nbytes < self.workspace_size:
+            raise WorkspaceTooSmall(self.op.name, self.workspace_size, workspace.nbytes)
+        if self.workspace_size:
+            self._check_workspace(workspace)
+        handle = stream if type(stream) is int else executable.stream_handle(stream, _first(args))
+        return executable, handle, self._views(args, workspace, handle)
+
+    def _views(self, args: Any, workspace: Workspace, stream: int) -> list[TensorRef | None]:
+        if type(args) is not self.op.args:
+            raise InvalidProblem(
+                self.op.name, f"args must be {self.op.args.__name__}", rule="args", got=type(args).__name__
+            )
+        return self._checker.views(args, workspace, stream)
+
+    def _check_workspace(self, workspace: Workspace) -> None:
+        if workspace.pointer % _WORKSPACE_ALIGNMENT:
+            raise MisalignedOperand(
+                self.op.name, f"the workspace must be aligned to {_WORKSPACE_ALIGNMENT} bytes",
+                rule="workspace alignment", value=workspace.pointer, got=hex(workspace.pointer),
+            )  # fmt: skip
+        here = HOST_MEMORY if self.device.kind == "host" else self.device.ordinal
+        if workspace.device not in (None, here):
+            raise InvalidProblem(
+                self.op.name, f"the workspace must lie on {self.device}", rule="workspace device",
+                value=workspace.device,
+            )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.sku} on {self.device}, workspace {self.workspace_size} bytes>"
+
+
+def _nothing() -> None:
+    """The bound run of an empty problem."""
+
+
+def _first(args: Any) -> Any:
+    names = getattr(args, "__slots__", None)
+    return getattr(args, names[0]) if names else None
+
+
+@cache
+def plan_class(op: Op) -> type[Plan]:
+    """The named plan class of an op: `Int4AwqGemmDescriptor` gives `Int4AwqGemmPlan`."""
+    name = op.descriptor.__name__.removesuffix("Descriptor") + "Plan"
+    return type(name, (Plan,), {"op": op, "__slots__": (), "__doc__": f"Plan of the op {op.name!r}."})
+
+
+def make_plan(selection: Selection) -> Plan:
+    """The plan that a selection stands for, ready to run unless its device is a dry run."""
+    return plan_class(selection.op)(selection)
+
+
+def new_registry(*, plugins: bool = False) -> Registry[Plan]:
+    """An empty registry whose `select` returns plans."""
+    return Registry(make_plan, plugins=plugins)

@@ -1,0 +1,156 @@
+"""How an op states its problem (`@descriptor`) and its tensors (`@arguments` with `tensor(...)` fields)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+import attrs
+from attrs import frozen
+
+from baracuda_py.vocab.enums import ElementKind
+from baracuda_py.vocab.expr import Expr, has_attribute
+
+__all__ = ["TensorSpec", "arguments", "descriptor", "enum_field", "int_field", "specs_of", "tensor"]
+
+_T = TypeVar("_T", bound=type)
+Strides = Literal["contiguous", "rows", "any"]
+_SPEC = "baracuda_spec"
+
+
+def _to_ints(value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, (tuple, list)):
+        return tuple(map(operator.index, value))
+    return operator.index(value)
+
+
+def int_field(*, default: Any = attrs.NOTHING) -> Any:
+    """A descriptor field of ints: one, a tuple of them, or None where the default is None or a knob may stay open.
+
+    Anything with `__index__` is taken; a float, however integral, is a TypeError.
+    """
+    return attrs.field(default=default, converter=_to_ints)
+
+
+def enum_field(enum: type[Enum], *, default: Any = attrs.NOTHING) -> Any:
+    """A descriptor field that is a member of `enum`, or None where the default is None."""
+    optional = default is None
+
+    def check(_instance: object, attribute: Any, value: object) -> None:
+        if not (isinstance(value, enum) or (optional and value is None)):
+            raise TypeError(f"{attribute.name} must be a member of {enum.__name__}, not {value!r}")
+
+    return attrs.field(default=default, validator=check)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(int_field, enum_field, attrs.field))
+def descriptor(cls: _T) -> _T:
+    """Make `cls` a descriptor: a frozen, hashable attrs class with a `with_<field>` copy method an optional field."""
+    made: Any = attrs.frozen(cls, slots=False, cache_hash=True)
+    for attribute in attrs.fields(made):
+        if attribute.default is attrs.NOTHING or not attribute.init:
+            continue
+        name = f"with_{attribute.name}"
+        if not hasattr(made, name):
+            setattr(made, name, _builder(made, attribute.name))
+    return made
+
+
+def _builder(cls: type, field_name: str) -> Callable[[Any, Any], Any]:
+    def with_field(self: Any, value: Any) -> Any:
+        return attrs.evolve(self, **{field_name: value})
+
+    with_field.__name__ = f"with_{field_name}"
+    with_field.__qualname__ = f"{cls.__qualname__}.with_{field_name}"
+    with_field.__doc__ = f"A copy with another `{field_name}`."
+    return with_field
+
+
+@frozen
+class TensorSpec:
+    """What one tensor of a call must be, as a function of the descriptor.
+
+    Attributes:
+        name: the argument.
+        element: an ElementKind, several that are bit-compatible, or the descriptor attribute that holds it.
+        shape: dimension expressions, or one expression whose value is the whole shape.
+        strides: `"contiguous"`, `"rows"` (innermost stride 1, rows do not overlap) or `"any"`.
+        role: `"in"`, `"out"` or `"inout"`.
+        needed: descriptor attribute that says whether the tensor must be there (True) or must be absent (False);
+            empty: it must be there.
+        doc: one line for the reference.
+    """
+
+    name: str
+    element: ElementKind | str | tuple[ElementKind, ...]
+    shape: tuple[Expr, ...] | Expr
+    strides: Strides = "contiguous"
+    role: Literal["in", "out", "inout"] = "in"
+    needed: str = ""
+    doc: str = ""
+
+    @property
+    def written(self) -> bool:
+        """Whether the kernel writes it."""
+        return self.role != "in"
+
+    def elements_on(self, descriptor: object) -> tuple[ElementKind, ...]:
+        """The element kinds that are accepted for `descriptor`; the first is the one that tests allocate."""
+        element = getattr(descriptor, self.element) if isinstance(self.element, str) else self.element
+        return element if isinstance(element, tuple) else (element,)
+
+    def shape_on(self, descriptor: object) -> tuple[int, ...]:
+        """The shape for `descriptor`."""
+        if isinstance(self.shape, Expr):
+            return tuple(self.shape(descriptor))
+        return tuple(dimension(descriptor) for dimension in self.shape)
+
+    def needed_on(self, descriptor: object) -> bool:
+        """Whether the tensor is part of the call that `descriptor` describes."""
+        return not self.needed or bool(getattr(descriptor, self.needed))
+
+    def problems(self, descriptor_type: type) -> Iterator[str]:
+        """What is malformed about the spec for descriptors of this type."""
+        expressions = (self.shape,) if isinstance(self.shape, Expr) else self.shape
+        names = [name for expression in expressions for name in expression.names]
+        names += [self.element] if isinstance(self.element, str) else []
+        names += [self.needed] if self.needed else []
+        for name in names:
+            if not has_attribute(descriptor_type, name):
+                yield f"argument {self.name!r}: {descriptor_type.__name__} has no attribute {name!r}"
+
+
+def tensor(
+    element: ElementKind | str | tuple[ElementKind, ...],
+    shape: tuple[int | str, ...] | str,
+    *,
+    strides: Strides = "contiguous",
+    role: Literal["in", "out", "inout"] = "in",
+    needed: str = "",
+    doc: str = "",
+    default: Any = attrs.NOTHING,
+) -> Any:
+    """A tensor field of an `@arguments` class; see `TensorSpec` for what each keyword means."""
+    exprs = Expr(shape) if isinstance(shape, str) else tuple(map(Expr, shape))
+    spec = TensorSpec("", element, exprs, strides, role, needed, doc)
+    return attrs.field(default=None if needed and default is attrs.NOTHING else default, metadata={_SPEC: spec})
+
+
+@dataclass_transform(field_specifiers=(tensor,))
+def arguments(cls: _T) -> _T:
+    """Make `cls` the tensors of one call: an attrs class whose fields are all made by `tensor(...)`."""
+    made: Any = attrs.define(cls, eq=False, repr=True)
+    made.__baracuda_specs__ = tuple(
+        attrs.evolve(attribute.metadata[_SPEC], name=attribute.name) for attribute in attrs.fields(made)
+    )
+    return made
+
+
+def specs_of(args_type: type) -> tuple[TensorSpec, ...]:
+    """The specs of an `@arguments` class, in the order of its fields."""
+    return args_type.__baracuda_specs__  # type: ignore[attr-defined]
+

@@ -1,0 +1,187 @@
+"""What a kernel is (`KernelSku`) and what it promises (`PrecisionGuarantee`)."""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from functools import cached_property, total_ordering
+from typing import Any, TypeVar
+
+from attrs import asdict, field, fields, frozen
+
+from baracuda_py.vocab.enums import (
+    KIND_OF_CATEGORY,
+    ArchSku,
+    BackendKind,
+    ElementKind,
+    EpilogueKind,
+    LayoutSku,
+    MathPrecision,
+    OpCategory,
+)
+
+__all__ = ["KernelSku", "PrecisionGuarantee"]
+
+_EnumT = TypeVar("_EnumT", bound=IntEnum)
+_FLAGS = {"s": "bit_stable_on_same_hardware", "d": "deterministic", "b": "batch_invariant"}
+
+
+def _member(enum: type[_EnumT], text: str) -> _EnumT:
+    try:
+        return enum[text.upper()]
+    except KeyError:
+        raise ValueError(f"{text!r} names no {enum.__name__}") from None
+
+
+@frozen(slots=False)
+class PrecisionGuarantee:
+    """What a kernel promises about its numbers. A field left None says nothing: as a requirement it asks nothing.
+
+    Attributes:
+        math_precision: type of the operands the multiplications see.
+        accumulator: type the sums are kept in.
+        partial_sums: type that partial results are stored as between accumulation and the final rounding
+            (split-K, stream-K); the accumulator's where they never leave it.
+        bit_stable_on_same_hardware: the same input gives the same bits in every process on the same GPU model.
+        deterministic: the same input gives the same bits in every run and on every stream of one process.
+        batch_invariant: a row's bits do not depend on how many other rows there are.
+    """
+
+    math_precision: MathPrecision | None = None
+    accumulator: ElementKind | None = None
+    partial_sums: ElementKind | None = None
+    bit_stable_on_same_hardware: bool | None = None
+    deterministic: bool | None = None
+    batch_invariant: bool | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every field is set, as a kernel's guarantee must."""
+        return None not in asdict(self, recurse=False).values()
+
+    def satisfies(self, required: PrecisionGuarantee) -> bool:
+        """Whether this promise covers every field that `required` sets; a promise kept is no obstacle to `False`."""
+        return not self.unmet(required)
+
+    def unmet(self, required: PrecisionGuarantee) -> tuple[str, ...]:
+        """Names of the fields of `required` that this guarantee does not cover."""
+        names = []
+        for attribute in fields(PrecisionGuarantee):
+            wanted, have = getattr(required, attribute.name), getattr(self, attribute.name)
+            if wanted is None or wanted is False:
+                continue
+            if have != wanted:
+                names.append(attribute.name)
+        return tuple(names)
+
+    @cached_property
+    def token(self) -> str:
+        """Text form that parses back, e.g. `f16-f32-f32-sd`: s bit-stable, d deterministic, b batch-invariant."""
+        types = [self.math_precision, self.accumulator, self.partial_sums]
+        flags = ""
+        for letter, name in _FLAGS.items():
+            value = getattr(self, name)
+            flags += letter if value else ("" if value is False else letter.upper())
+        return "-".join([*("any" if t is None else t.name.lower() for t in types), flags or "0"])
+
+    @classmethod
+    def parse(cls, token: str) -> PrecisionGuarantee:
+        """The guarantee whose `token` this is; ValueError otherwise."""
+        parts = token.split("-")
+        if len(parts) != 4:
+            raise ValueError(f"{token!r} is no guarantee token: it has {len(parts)} parts, not 4")
+        enums = (MathPrecision, ElementKind, ElementKind)
+        types = [None if part == "any" else _member(enum, part) for enum, part in zip(enums, parts, strict=False)]
+        flags = {n: True if k in parts[3] else None if k.upper() in parts[3] else False for k, n in _FLAGS.items()}
+        guarantee = cls(*types, **flags)  # type: ignore[arg-type]
+        if guarantee.token != token:
+            raise ValueError(f"{token!r} is no guarantee token: the canonical form is {guarantee.token!r}")
+        return guarantee
+
+    def __str__(self) -> str:
+        return self.token
+
+
+_VARIANT = re.compile(r"[a-z0-9_]*")
+
+
+@total_ordering
+@frozen(slots=False, order=False, cache_hash=True)
+class KernelSku:
+    """Stable identity of one kernel. No two registered kernels share one.
+
+    Attributes:
+        category, op: the op: a category, and the discriminant in that category's kind enum.
+        element: what the activations (or the single input) are.
+        aux_element: the weights' real kind, or `element` where there is no second operand.
+        layout: row or column order of A, B and the output.
+        epilogue: what is fused behind the product.
+        arch: what the code is compiled for.
+        backend: who runs it.
+        precision_guarantee: what it promises; complete.
+        variant: tells kernels apart that differ in nothing else; lower case letters, digits and `_`.
+
+    SKUs sort as their tokens do.
+    """
+
+    category: OpCategory
+    op: int = field(converter=int)
+    element: ElementKind
+    aux_element: ElementKind
+    layout: LayoutSku
+    epilogue: EpilogueKind
+    arch: ArchSku
+    backend: BackendKind
+    precision_guarantee: PrecisionGuarantee
+    variant: str = field(default="")
+
+    def __attrs_post_init__(self) -> None:
+        if self.op not in KIND_OF_CATEGORY[self.category]._value2member_map_:
+            raise ValueError(f"op {self.op} is no {KIND_OF_CATEGORY[self.category].__name__}")
+        if not _VARIANT.fullmatch(self.variant):
+            raise ValueError(f"variant {self.variant!r} may hold only lower case letters, digits and '_'")
+        if not self.precision_guarantee.complete:
+            raise ValueError("a SKU's precision guarantee must set every field")
+
+    @property
+    def kind(self) -> IntEnum:
+        """The op as a member of its category's kind enum."""
+        return KIND_OF_CATEGORY[self.category](self.op)
+
+    @cached_property
+    def token(self) -> str:
+        """Stable text form, fields separated by dots; `KernelSku.parse` reads it back."""
+        parts = [self.category, self.kind, self.element, self.aux_element, self.layout, self.epilogue]
+        names = [part.name.lower() for part in [*parts, self.arch, self.backend]]
+        return ".".join([*names, self.precision_guarantee.token, *([self.variant] if self.variant else [])])
+
+    @classmethod
+    def parse(cls, token: str) -> KernelSku:
+        """The SKU whose `token` this is; ValueError names the field that does not parse."""
+        parts = token.split(".")
+        if len(parts) not in (9, 10):
+            raise ValueError(f"{token!r} is no SKU token: it has {len(parts)} fields, not 9 or 10")
+        category = _member(OpCategory, parts[0])
+        sku = cls(
+            category,
+            _member(KIND_OF_CATEGORY[category], parts[1]),
+            _member(ElementKind, parts[2]),
+            _member(ElementKind, parts[3]),
+            _member(LayoutSku, parts[4]),
+            _member(EpilogueKind, parts[5]),
+            _member(ArchSku, parts[6]),
+            _member(BackendKind, parts[7]),
+            PrecisionGuarantee.parse(parts[8]),
+            parts[9] if len(parts) == 10 else "",
+        )
+        if sku.token != token:
+            raise ValueError(f"{token!r} is no SKU token: the canonical form is {sku.token!r}")
+        return sku
+
+    def __lt__(self, other: Any) -> bool:
+        if not isinstance(other, KernelSku):
+            return NotImplemented
+        return self.token < other.token
+
+    def __str__(self) -> str:
+        return self.token

@@ -1,0 +1,261 @@
+"""Views of memory that others own: `TensorRef` (read) and `TensorMut` (written).
+
+`of` makes one from anything that says where its memory is: a NumPy array, a torch tensor, or any object with
+`__cuda_array_interface__` or `__dlpack__` (CuPy, JAX, ...). No framework is imported for it; nothing is copied.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from baracuda_py.errors import BufferTooSmall, InvalidProblem, Unsupported
+from baracuda_py.vocab.dlpack import read_dlpack
+from baracuda_py.vocab.elements import (
+    bits_of,
+    element_of_dlpack,
+    element_of_dtype,
+    element_of_torch,
+    numpy_dtype,
+)
+from baracuda_py.vocab.enums import ElementKind
+
+__all__ = ["HOST_MEMORY", "TensorMut", "TensorRef", "row_major_strides"]
+
+HOST_MEMORY = -1  # `TensorRef.device` of host memory
+
+
+def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements of a contiguous row-major tensor."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return tuple(strides)
+
+
+class TensorRef:
+    """A read-only view: address, shape, strides in elements, element kind, device.
+
+    Attributes:
+        pointer: address of element (0, ..., 0).
+        shape: extents.
+        strides: distance in elements between neighbours along each axis.
+        element: what one element is.
+        device: CUDA ordinal, `HOST_MEMORY` (-1), or None when not known.
+        owner: the object that keeps the memory alive.
+    """
+
+    __slots__ = ("device", "element", "owner", "pointer", "shape", "strides")
+    writable = False
+
+    def __init__(
+        self,
+        pointer: int,
+        shape: tuple[int, ...],
+        element: ElementKind,
+        *,
+        strides: tuple[int, ...] | None = None,
+        device: int | None = None,
+        nbytes: int | None = None,
+        owner: Any = None,
+    ) -> None:
+        """View raw memory; strides default to row-major. BufferTooSmall if the view ends beyond `nbytes`."""
+        self.pointer = pointer
+        self.shape = tuple(shape)
+        self.strides = row_major_strides(self.shape) if strides is None else tuple(strides)
+        self.element = element
+        self.device = device
+        self.owner = owner
+        if len(self.shape) != len(self.strides):
+            raise InvalidProblem(
+                "tensor", "shape and strides must have the same rank", rule="rank", value=(self.shape, self.strides)
+            )
+        if nbytes is not None and self.span_bytes > nbytes:
+            raise BufferTooSmall("tensor", self.span_bytes, nbytes)
+
+    @classmethod
+    def of(cls, source: Any, name: str = "tensor", stream: int = 0) -> Self:
+        """View `source`.
+
+        Args:
+            source: a TensorRef, NumPy array, torch tensor, or object with `__cuda_array_interface__` / `__dlpack__`.
+            name: the argument's name, for messages.
+            stream: the CUDA stream that will use it; DLPack producers (JAX) order their pending work before it.
+
+        Raises:
+            Unsupported: not such an object, or a dtype that no ElementKind stands for.
+            InvalidProblem: read-only memory for a TensorMut.
+        """
+        if isinstance(source, TensorRef):
+            if cls.writable and not source.writable:
+                raise _read_only(name)
+            return source  # type: ignore[return-value]
+        module = type(source).__module__
+        if module == "numpy":
+            view = cls._of_numpy(source, name)
+        elif hasattr(source, "data_ptr") and hasattr(source, "stride"):
+            view = cls._of_torch(source, name)
+        elif getattr(type(source), "__cuda_array_interface__", None) is not None and not module.startswith("jax"):
+            view = cls._of_cuda_array_interface(source, name)
+        elif hasattr(source, "__dlpack__"):
+            view = cls._of_dlpack(source, name, stream)
+        else:
+            raise Unsupported(
+                name,
+                "an array must offer __dlpack__ or __cuda_array_interface__, or be a NumPy array or a TensorRef",
+                rule="array",
+                got=type(source).__name__,
+                fix="Wrap raw memory in bp.TensorRef(pointer, shape, element)",
+            )
+        return view
+
+    @classmethod
+    def _of_numpy(cls, source: Any, name: str) -> Self:
+        element = element_of_dtype(source.dtype)
+        if element is None:
+            raise _unknown_dtype(name, source.dtype)
+        if cls.writable and not source.flags.writeable:
+            raise _read_only(name)
+        size = source.dtype.itemsize
+        if any(stride % size for stride in source.strides):
+            raise Unsupported(
+                name, "strides must be whole elements", rule="strides", got=f"{source.strides} bytes of {size}"
+            )
+        strides = tuple(stride // size for stride in source.strides)
+        return cls(
+            source.__array_interface__["data"][0], source.shape, element,
+            strides=strides, device=HOST_MEMORY, owner=source,
+        )  # fmt: skip
+
+    @classmethod
+    def _of_torch(cls, source: Any, name: str) -> Self:
+        element = element_of_torch(source.dtype)
+        if element is None:
+            raise _unknown_dtype(name, source.dtype)
+        kind = source.device.type
+        if kind not in ("cpu", "cuda"):
+            raise Unsupported(name, "a tensor must lie in CPU or CUDA memory", rule="device", got=str(source.device))
+        device = source.device.index if kind == "cuda" else HOST_MEMORY
+        return cls(
+            source.data_ptr(), tuple(source.shape), element,
+            strides=source.stride(), device=device, owner=source,
+        )  # fmt: skip
+
+    @classmethod
+    def _of_cuda_array_interface(cls, source: Any, name: str) -> Self:
+        import numpy as np
+
+        interface = source.__cuda_array_interface__
+        dtype = np.dtype(interface["typestr"])
+        # CuPy describes bfloat16 as raw two-byte records; its dtype attribute says what they are.
+        declared = getattr(source, "dtype", None)
+        element = element_of_dtype(declared if dtype.kind == "V" and declared is not None else dtype)
+        if element is None:
+            raise _unknown_dtype(name, declared if dtype.kind == "V" else dtype)
+        pointer, read_only = interface["data"]
+        if cls.writable and read_only:
+            raise _read_only(name)
+        strides = interface.get("strides")
+        if strides is not None:
+            strides = tuple(stride // dtype.itemsize for stride in strides)
+        ordinal = getattr(getattr(source, "device", None), "id", None)
+        return cls(
+            pointer or 0, tuple(interface["shape"]), element,
+            strides=strides, device=ordinal if isinstance(ordinal, int) else None, owner=source,
+        )  # fmt: skip
+
+    @classmethod
+    def _of_dlpack(cls, source: Any, name: str, stream: int) -> Self:
+        dl = read_dlpack(source, stream)
+        element = None if dl.lanes != 1 else element_of_dlpack(dl.code, dl.bits)
+        if element is None:
+            raise _unknown_dtype(name, f"DLPack type code {dl.code}, {dl.bits} bits x {dl.lanes} lanes")
+        if cls.writable and dl.read_only:
+            raise _read_only(name)
+        if dl.device_type not in _DLPACK_DEVICES:
+            raise Unsupported(
+                name, "a tensor must lie in CPU or CUDA memory", rule="device",
+                got=f"DLPack device type {dl.device_type}",
+            )  # fmt: skip
+        device = dl.device_id if _DLPACK_DEVICES[dl.device_type] else HOST_MEMORY
+        return cls(dl.pointer, dl.shape, element, strides=dl.strides, device=device, owner=(source, dl.capsule))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+    @property
+    def contiguous(self) -> bool:
+        """Row-major without gaps; axes of extent 1 may have any stride."""
+        expected = 1
+        for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if extent != 1 and stride != expected:
+                return self.size == 0
+            expected *= extent
+        return True
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Half-open address range that the elements touch; empty (pointer, pointer) when there are none."""
+        low = high = 0
+        for count, stride in zip(self.shape, self.strides, strict=True):
+            if count == 0:
+                return self.pointer, self.pointer
+            if stride < 0:
+                low += (count - 1) * stride
+            else:
+                high += (count - 1) * stride
+        bits = bits_of(self.element)
+        return self.pointer + low * bits // 8, self.pointer + (high * bits + bits + 7) // 8
+
+    @property
+    def span_bytes(self) -> int:
+        """Bytes from the first to the last element."""
+        low, high = self.extent
+        return high - low
+
+    def numpy(self) -> Any:
+        """The same host memory as a NumPy array; TypeError for device memory."""
+        import numpy as np
+
+        if isinstance(self.owner, np.ndarray):
+            return self.owner
+        if self.device != HOST_MEMORY:
+            raise TypeError("a view of device memory is no NumPy array")
+        import ctypes
+
+        dtype = numpy_dtype(self.element)
+        low, high = self.extent
+        if low == high:
+            return np.empty(self.shape, dtype)
+        raw: Any = (ctypes.c_char * (high - low)).from_address(low)
+        strides = tuple(stride * dtype.itemsize for stride in self.strides)
+        array: Any = np.ndarray(self.shape, dtype, raw, self.pointer - low, strides)
+        return array
+
+    def __repr__(self) -> str:
+        where = "host" if self.device == HOST_MEMORY else "cuda" if self.device is None else f"cuda:{self.device}"
+        return f"{type(self).__name__}({self.element.name.lower()}{list(self.shape)} at {self.pointer:#x}, {where})"
+
+
+class TensorMut(TensorRef):
+    """A view that a kernel writes."""
+
+    __slots__ = ()
+    writable = True
+
+
+# DLPack device types: True for memory a GPU kernel may address (CUDA, CUDA managed), False for host memory
+# (CPU, CUDA pinned host).
+_DLPACK_DEVICES = {1: False, 2: True, 3: False, 13: True}
+
+
+def _unknown_dtype(name: str, dtype: object) -> Unsupported:
+    return Unsupported(name, "the dtype must be one that an ElementKind stands for", rule="dtype", got=str(dtype))
+
+
+def _read_only(name: str) -> InvalidProblem:
+    return InvalidProblem(name, "an output must be writable", rule="writable", got="read-only memory")
