@@ -99,6 +99,14 @@ class Op:
         """Whether there is nothing to compute: every output has zero elements."""
         return all(0 in spec.shape_on(descriptor) for spec in self.specs if spec.written)
 
+    def workspace_size(self, kernel: Kernel, descriptor: Any, device: Device) -> int:
+        """Bytes that `kernel` must be lent; 0 for an empty problem."""
+        return 0 if self.is_empty(descriptor) else kernel.workspace(descriptor, device)
+
+    def cost_us(self, kernel: Kernel, descriptor: Any, device: Device) -> float:
+        """Estimated time of `kernel` in microseconds; 0 for an empty problem."""
+        return 0.0 if self.is_empty(descriptor) else kernel.cost(descriptor, device)
+
     def check(self, descriptor: Any) -> None:
         """Raise the error of the first of the op's rules that `descriptor` breaks."""
         for rule in self.rules:
@@ -405,7 +413,7 @@ class Registry(Generic[P]):
         candidates = []
         for kernel in op.kernels:
             refusal = self._refusal(op, kernel, descriptor, resolved, wishes)
-            cost = kernel.cost(descriptor, resolved) if refusal is None else None
+            cost = op.cost_us(kernel, descriptor, resolved) if refusal is None else None
             candidates.append(Candidate(kernel, cost, refusal() if refusal else None))
         serving = sorted((c for c in candidates if c.refusal is None), key=lambda c: _rank(c.kernel, c.cost_us, wishes))
         refused = sorted((c for c in candidates if c.refusal is not None), key=lambda c: c.sku)
@@ -420,7 +428,7 @@ class Registry(Generic[P]):
         serving = [k for k in op.kernels if self._refusal(op, k, descriptor, device, wishes) is None]
         if not serving:
             raise self._no_kernel(op, descriptor, device, wishes)
-        best = min(serving, key=lambda kernel: _rank(kernel, kernel.cost(descriptor, device), wishes))
+        best = min(serving, key=lambda kernel: _rank(kernel, op.cost_us(kernel, descriptor, device), wishes))
         return Selection(
             op, best, descriptor, device, preference, self._backends[best.code.executor],
             lambda: self.explain(descriptor, device, preference),
@@ -468,7 +476,7 @@ class Registry(Generic[P]):
                 promised = f"{unmet[0]} = {getattr(sku.precision_guarantee, unmet[0])!r}"
                 return refuse(f"the guarantee must cover the required {', '.join(unmet)}", "require", got=promised)
         if wishes.max_workspace_bytes is not None:
-            nbytes = 0 if op.is_empty(descriptor) else kernel.workspace(descriptor, device)
+            nbytes = op.workspace_size(kernel, descriptor, device)
             if nbytes > wishes.max_workspace_bytes:
                 limit = f"{wishes.max_workspace_bytes} bytes"
                 return refuse(f"the workspace must fit in {limit}", "max_workspace_bytes", value=nbytes)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Self
 
+from baracuda_py.ops.quantize.awq_gemm_sm80 import sm80_kernels
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host
 from baracuda_py.ops.quantize.awq_reference import gemm_reference
 from baracuda_py.registry import Kernel, Op
@@ -231,7 +232,10 @@ OP = Op(
     args=Int4AwqGemmArgs,
     rules=RULES,
     reference=_reference,
-    kernels=tuple(k for element in _ELEMENTS for epilogue in EpilogueKind for k in _host_kernels(element, epilogue)),
+    kernels=(
+        *(kernel for layout in AwqWeightLayout for kernel in sm80_kernels(layout)),
+        *(kernel for element in _ELEMENTS for epilogue in EpilogueKind for kernel in _host_kernels(element, epilogue)),
+    ),
     examples=_examples(),
     contract=CONTRACT,
 )

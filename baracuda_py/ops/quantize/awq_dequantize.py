@@ -1,0 +1,172 @@
+"""AWQ dequantisation: packed 4-bit weights to a dense matrix.
+
+    w[k, n] = (q[k, n] - z[k // group, n]) * scales[k // group, n]
+
+Computed in f32 and rounded once. The layouts are those of `awq_gemm`.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
+from baracuda_py.ops.quantize.awq_host import awq_dequantize_host
+from baracuda_py.ops.quantize.awq_reference import dequantize_reference
+from baracuda_py.registry import Kernel, Op
+from baracuda_py.vocab.code import HostCode
+from baracuda_py.vocab.descriptors import arguments, descriptor, enum_field, int_field, tensor
+from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.enums import (
+    ArchSku,
+    BackendKind,
+    ElementKind,
+    EpilogueKind,
+    LayoutSku,
+    MathPrecision,
+    OpCategory,
+    QuantizeKind,
+)
+from baracuda_py.vocab.rules import multiple_of, non_negative, one_of
+from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
+
+__all__ = ["OP", "Int4AwqDequantizeArgs", "Int4AwqDequantizeDescriptor"]
+
+
+@descriptor
+class Int4AwqDequantizeDescriptor:
+    """Dense weights from packed ones.
+
+    Attributes:
+        ic, oc: input and output channels.
+        group_size: input channels that share a scale and a zero point: 32, 64, 128, or -1 for all of them.
+        weight_layout: how weights and zero points are packed.
+        element: of the output: F16, BF16 or F32.
+        scales_element: F16 or BF16.
+        layout: RRR writes (ic, oc), RCR writes (oc, ic).
+    """
+
+    ic: int = int_field()
+    oc: int = int_field()
+    group_size: int = int_field(default=128)
+    weight_layout: AwqWeightLayout = enum_field(AwqWeightLayout, default=AwqWeightLayout.OC_MAJOR)
+    element: ElementKind = enum_field(ElementKind, default=ElementKind.F16)
+    scales_element: ElementKind = enum_field(ElementKind, default=ElementKind.F16)
+    layout: LayoutSku = enum_field(LayoutSku, default=LayoutSku.RRR)
+
+    @property
+    def group(self) -> int:
+        """Input channels of one group."""
+        return self.ic if self.group_size == -1 else self.group_size
+
+    @property
+    def groups(self) -> int:
+        """Groups along ic."""
+        return self.ic // self.group if self.group else 0
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """Shape of `weight_packed`, in 32-bit words."""
+        if self.weight_layout is AwqWeightLayout.OC_MAJOR:
+            return self.oc, self.ic // 8
+        return self.ic, self.oc // 8
+
+    @property
+    def output_shape(self) -> tuple[int, int]:
+        """Shape of the output."""
+        return (self.oc, self.ic) if self.layout is LayoutSku.RCR else (self.ic, self.oc)
+
+
+_WORDS = (ElementKind.I32, ElementKind.U32)
+
+
+@arguments
+class Int4AwqDequantizeArgs:
+    """Tensors of one dequantisation. The output's rows may be strided."""
+
+    weight_packed: Any = tensor(_WORDS, "weight_shape", doc="(oc, ic / 8) for OC_MAJOR, (ic, oc / 8) for HF_GEMM")
+    scales: Any = tensor("scales_element", ("groups", "oc"), doc="(ic / group_size, oc), row-major")
+    zeros: Any = tensor(_WORDS, ("groups", "oc // 8"), doc="(ic / group_size, oc / 8), packed along oc")
+    output: Any = tensor("element", "output_shape", strides="rows", role="out", doc="(ic, oc), or (oc, ic) for RCR")
+
+
+_ELEMENTS = (ElementKind.F16, ElementKind.BF16, ElementKind.F32)
+_LAYOUTS = (LayoutSku.RRR, LayoutSku.RCR)
+
+RULES = (
+    non_negative("ic"),
+    non_negative("oc"),
+    one_of("group_size", (32, 64, 128, -1), why="AWQ checkpoints have groups of 32, 64 or 128, or one group (-1)"),
+    multiple_of("oc", 8, why="a packed word of zero points holds 8 output channels"),
+    multiple_of("ic", 32, why="the smallest group is 32 input channels"),
+    multiple_of("ic", "group_size", why="groups do not end in the middle"),
+    one_of("element", _ELEMENTS),
+    one_of("scales_element", (ElementKind.F16, ElementKind.BF16), why="checkpoints hold scales as f16 or bf16"),
+    one_of("layout", _LAYOUTS, why="the output is (ic, oc) or (oc, ic)"),
+)
+
+_GUARANTEE = PrecisionGuarantee(
+    MathPrecision.F32,
+    ElementKind.F32,
+    ElementKind.F32,
+    bit_stable_on_same_hardware=True,
+    deterministic=True,
+    batch_invariant=True,  # there is no sum: every element stands for itself
+)
+
+
+def _reference(desc: Int4AwqDequantizeDescriptor, **tensors: Any) -> Any:
+    weights = dequantize_reference(**tensors, layout=desc.weight_layout.value, group_size=desc.group_size)
+    return weights.T if desc.layout is LayoutSku.RCR else weights
+
+
+def _host(desc: Int4AwqDequantizeDescriptor, **tensors: Any) -> None:
+    awq_dequantize_host(
+        **tensors,
+        layout=desc.weight_layout.value,
+        group_size=desc.group_size,
+        transposed=desc.layout is LayoutSku.RCR,
+    )
+
+
+def _sku(element: ElementKind, layout: LayoutSku, arch: ArchSku, variant: str) -> KernelSku:
+    return KernelSku(
+        OpCategory.QUANTIZATION, QuantizeKind.INT4_AWQ_DEQUANTIZE, element, ElementKind.U4, layout,
+        EpilogueKind.IDENTITY, arch, BackendKind.HOST if arch is ArchSku.HOST else BackendKind.BESPOKE,
+        _GUARANTEE, variant,
+    )  # fmt: skip
+
+
+def _host_cost(desc: Int4AwqDequantizeDescriptor, device: Device) -> float:
+    return 20 + desc.ic * desc.oc / 300
+
+
+def _host_kernel(element: ElementKind, layout: LayoutSku) -> Kernel:
+    return Kernel(_sku(element, layout, ArchSku.HOST, "numpy"), HostCode(_host), cost=_host_cost, doc="in blocks")
+
+
+def _examples() -> tuple[Int4AwqDequantizeDescriptor, ...]:
+    every = [
+        Int4AwqDequantizeDescriptor(ic, oc, group, weight_layout, element, layout=layout)
+        for (ic, oc, group), weight_layout, element, layout in product(
+            ((256, 64, 128), (224, 40, 32)), AwqWeightLayout, _ELEMENTS, _LAYOUTS
+        )
+    ]
+    return (
+        *every,
+        Int4AwqDequantizeDescriptor(96, 72, -1, scales_element=ElementKind.BF16),
+        Int4AwqDequantizeDescriptor(0, 64),
+    )
+
+
+OP = Op(
+    name="int4_awq_dequantize",
+    category=OpCategory.QUANTIZATION,
+    kinds=(QuantizeKind.INT4_AWQ_DEQUANTIZE,),
+    descriptor=Int4AwqDequantizeDescriptor,
+    args=Int4AwqDequantizeArgs,
+    rules=RULES,
+    reference=_reference,
+    kernels=tuple(_host_kernel(element, layout) for element, layout in product(_ELEMENTS, _LAYOUTS)),
+    examples=_examples(),
+)

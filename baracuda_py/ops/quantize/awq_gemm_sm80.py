@@ -1,0 +1,286 @@
+"""The CUDA kernels of the AWQ GEMM for compute_80 and later: which entry, which grid, which workspace.
+
+    small_m  m <= 8: weights stream from global memory to registers; no workspace, one launch
+    splitk   the kernel of baracuda's contract: ic cut in `split_k_iters` ranges, f32 partials in the workspace, summed
+             in their order by a second launch
+    tile     the same code for any shape; it cuts ic only as far as that fills the GPU
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from baracuda_py.registry import Kernel
+from baracuda_py.sys import PtxModule, module
+from baracuda_py.vocab.code import WORKSPACE, Launch, Parameter, Pointer, PtxCode, Stride
+from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.enums import (
+    ArchSku,
+    BackendKind,
+    ElementKind,
+    EpilogueKind,
+    LayoutSku,
+    MathPrecision,
+    OpCategory,
+    QuantizeKind,
+)
+from baracuda_py.vocab.rules import Rule, at_most, multiple_of, one_of
+from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
+
+if TYPE_CHECKING:
+    from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmDescriptor
+
+__all__ = ["sm80_kernels"]
+
+_ARCH = ArchSku.SM80
+_MAX_SPLITS = 32  # more would read back more partials than there is work in a split
+_MIN_SPLIT_IC = 256  # input channels that are worth a split of their own
+# Thread blocks of a tile that an SM holds at a time, by its rows: what registers and shared memory leave room for.
+_RESIDENT = {16: 4, 64: 2, 128: 1}
+
+
+def _module(part: str) -> PtxModule:
+    return module(f"quantize.awq_gemm.{part}", _ARCH.name.lower())
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _operands(desc: Int4AwqGemmDescriptor) -> tuple[Parameter, ...]:
+    """BARACUDA_AWQ_GEMM_PARAMETERS of awq_gemm.cuh."""
+    return (
+        Pointer("activation"),
+        Pointer("weight_packed"),
+        Pointer("zeros"),
+        Pointer("scales"),
+        Pointer("bias"),
+        Pointer("output"),
+        desc.m,
+        desc.ic,
+        desc.oc,
+        desc.group,
+        Stride("activation", 0),
+        Stride("output", 0),
+        int(desc.scales_kind is ElementKind.BF16),
+        int(desc.epilogue),
+    )
+
+
+# -- splitk and tile ---------------------------------------------------------------------------------------------
+
+
+def tile_rows(m: int) -> int:
+    """Rows of the tile that serves m rows."""
+    return 16 if m <= 16 else 64 if m <= 64 else 128
+
+
+def fill_splits(desc: Int4AwqGemmDescriptor, rows: int, m: int, device: Device) -> int:
+    """Ranges of ic that give every SM a thread block, were there `m` rows; 1 when the tiles do that alone."""
+    tiles = _ceil_div(m, rows) * _ceil_div(desc.oc, _module(f"splitk_{desc.weight_layout.value}").constant("kTileN"))
+    fitting = device.sm_count * _RESIDENT[rows] // max(tiles, 1)
+    return max(1, min(fitting, desc.ic // _MIN_SPLIT_IC, _MAX_SPLITS))
+
+
+def contract_splits(desc: Int4AwqGemmDescriptor, device: Device) -> int:
+    """The descriptor's `split_k_iters`; an open one is filled for 16 rows whatever m is, so that m changes no bits."""
+    return desc.split_k_iters or fill_splits(desc, 16, 16, device)
+
+
+def free_splits(desc: Int4AwqGemmDescriptor, device: Device) -> int:
+    """Splits of the tile kernel."""
+    return fill_splits(desc, tile_rows(desc.m), desc.m, device)
+
+
+def _tile_launches(desc: Int4AwqGemmDescriptor, splits: int) -> tuple[Launch, ...]:
+    layout, element, rows = desc.weight_layout.value, desc.element.name.lower(), tile_rows(desc.m)
+    code = _module(f"splitk_{layout}")
+    main = Launch(
+        f"awq_gemm_splitk_sm80_{element}_{layout}_m{rows}",
+        (_ceil_div(desc.m, rows) * _ceil_div(desc.oc, code.constant("kTileN")), 1, splits),
+        (code.constant(f"kTileM{rows}Threads"), 1, 1),
+        (*_operands(desc), Pointer(WORKSPACE)),
+        code.constant(f"kTileM{rows}SharedBytes"),
+    )
+    if splits == 1:
+        return (main,)
+    threads = _module("reduce").constant("kReduceThreads")
+    reduce = Launch(
+        f"awq_gemm_reduce_sm80_{element}",
+        (min(_ceil_div(desc.m * desc.oc // 2, threads), 1 << 20), 1, 1),
+        (threads, 1, 1),
+        (
+            Pointer(WORKSPACE),
+            Pointer("bias"),
+            Pointer("output"),
+            desc.m,
+            desc.oc,
+            splits,
+            Stride("output", 0),
+            int(desc.epilogue),
+        ),
+        module="quantize.awq_gemm.reduce",
+    )
+    return main, reduce
+
+
+def _splitk_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
+    return _tile_launches(desc, contract_splits(desc, device))
+
+
+def _free_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
+    return _tile_launches(desc, free_splits(desc, device))
+
+
+def _splitk_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
+    """The contract's formula, rows rounded up to 128; 4 bytes a partial, for they are f32."""
+    return contract_splits(desc, device) * _ceil_div(desc.m, 128) * 128 * desc.oc * 4
+
+
+def _free_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
+    splits = free_splits(desc, device)
+    return splits * desc.m * desc.oc * 4 if splits > 1 else 0
+
+
+# -- small_m -----------------------------------------------------------------------------------------------------
+
+
+def small_m_shape(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[int, int]:
+    """Output channels and warps of a thread block. m has no say, so that it changes no bits."""
+    layout = desc.weight_layout.value
+    code = _module(f"small_m_{layout}")
+    if _mixed_groups(desc):
+        channels = 32
+    else:
+        enough = 0.75 * device.sm_count
+        least = 16 if layout == "oc_major" else 32
+        channels = next((c for c in (64, 32) if _ceil_div(desc.oc, c) >= enough), least)
+    most = code.constant(f"kC{channels}MaxWarps")
+    if channels == 32 and _ceil_div(desc.oc, 32) >= 2 * device.sm_count:
+        most = min(most, 8)
+    return channels, max(1, min(most, _ceil_div(desc.ic, code.constant("kBlockK"))))
+
+
+def _mixed_groups(desc: Int4AwqGemmDescriptor) -> bool:
+    """Whether a block of k holds more than one group."""
+    block = _module(f"small_m_{desc.weight_layout.value}").constant("kBlockK")
+    return desc.group != desc.ic and desc.group % block != 0
+
+
+def _small_m_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
+    layout, element = desc.weight_layout.value, desc.element.name.lower()
+    channels, warps = small_m_shape(desc, device)
+    suffix = f"_g{desc.group}" if _mixed_groups(desc) else ""
+    per_channel = _module(f"small_m_{layout}").constant("kSumBytesPerChannel")
+    return (
+        Launch(
+            f"awq_gemm_small_m_sm80_{element}_{layout}_c{channels}{suffix}",
+            (_ceil_div(desc.oc, channels), 1, 1),
+            (32 * warps, 1, 1),
+            _operands(desc),
+            warps * channels * per_channel,
+        ),
+    )
+
+
+# -- estimates ---------------------------------------------------------------------------------------------------
+
+
+def _streaming_us(desc: Int4AwqGemmDescriptor, device: Device, efficiency: float) -> float:
+    weight = desc.ic * desc.oc / 2 + desc.groups * desc.oc * 2.5
+    activation = 2 * desc.m * (desc.ic + desc.oc)
+    return (weight + activation) / (device.bytes_per_us * efficiency)
+
+
+def _small_m_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
+    return 3.0 + _streaming_us(desc, device, 0.65)
+
+
+def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> float:
+    rows = tile_rows(desc.m)
+    blocks = _ceil_div(desc.m, rows) * _ceil_div(desc.oc, 128) * splits
+    waves = _ceil_div(blocks, device.sm_count * _RESIDENT[rows])
+    busy = blocks / (waves * device.sm_count * _RESIDENT[rows])
+    flop = 2 * _ceil_div(desc.m, rows) * rows * desc.ic * desc.oc
+    arithmetic = flop / (device.flop_per_us * 0.3 * max(busy, 1e-3))
+    partials = 2 * splits * desc.m * desc.oc * 4 / device.bytes_per_us + 2.5 if splits > 1 else 0.0
+    return 4.0 + max(arithmetic, _streaming_us(desc, device, 0.4 * min(1.0, busy * 2))) + partials
+
+
+def _splitk_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
+    return _tile_cost(desc, device, contract_splits(desc, device))
+
+
+def _free_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
+    return _tile_cost(desc, device, free_splits(desc, device))
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------
+
+# 16 bytes is what cp.async and the widest loads move. An output may start at any element and have rows of any pitch.
+_ALIGNMENT = {"activation": 16, "weight_packed": 16, "scales": 16, "zeros": 16}
+
+
+def _guarantee(element: ElementKind, *, batch_invariant: bool) -> PrecisionGuarantee:
+    return PrecisionGuarantee(
+        MathPrecision.BF16 if element is ElementKind.BF16 else MathPrecision.F16,
+        ElementKind.F32,
+        ElementKind.F32,
+        bit_stable_on_same_hardware=True,
+        deterministic=True,
+        batch_invariant=batch_invariant,
+    )
+
+
+def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
+    """The kernels that read weights in `layout`, for every element and epilogue."""
+    reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
+    parts: tuple[tuple[str, bool, str, tuple[Rule, ...], Callable[..., Any], Callable[..., float], Any, str], ...] = (
+        (
+            "small_m", True, "small_m", (at_most("m", 8, why="the tokens are one n8 tile of the tensor cores"),),
+            _small_m_launches, _small_m_cost, None, "decoding: few rows, weights read once, no workspace",
+        ),
+        (
+            "splitk", True, "splitk",
+            (
+                one_of("group_size", (64, 128), why="baracuda's contract", fix="The tile kernel serves every group"),
+                multiple_of("oc", 64, why="baracuda's contract", fix="The tile kernel serves every oc % 8 == 0"),
+                multiple_of("ic", "32 * split_k_iters", why="each split takes whole steps of 32 input channels"),
+            ),
+            _splitk_launches, _splitk_cost, _splitk_workspace, "baracuda's contract, split_k_iters as asked",
+        ),
+        (
+            "tile", False, "splitk", (), _free_launches, _free_cost, _free_workspace,
+            "any shape; cuts ic only as far as that fills the GPU",
+        ),
+    )  # fmt: skip
+    made = []
+    for (variant, invariant, part, rules, launches, cost, workspace, doc), element, epilogue in product(
+        parts, (ElementKind.F16, ElementKind.BF16), EpilogueKind
+    ):
+        extra = {} if workspace is None else {"workspace": workspace}
+        made.append(
+            Kernel(
+                KernelSku(
+                    OpCategory.QUANTIZATION,
+                    QuantizeKind.INT4_AWQ_GEMM,
+                    element,
+                    ElementKind.U4,
+                    LayoutSku.RCR if layout.value == "oc_major" else LayoutSku.RRR,
+                    epilogue,
+                    _ARCH,
+                    BackendKind.BESPOKE,
+                    _guarantee(element, batch_invariant=invariant),
+                    f"{variant}_{layout.value}",
+                ),
+                PtxCode(f"quantize.awq_gemm.{part}_{layout.value}", _ARCH, launches),
+                cost=cost,
+                rules=(reads, *rules),
+                alignment=_ALIGNMENT,
+                doc=doc,
+                **extra,
+            )
+        )
+    return tuple(made)

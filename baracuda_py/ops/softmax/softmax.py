@@ -1,0 +1,170 @@
+"""Softmax and log-softmax over one axis: y = exp(x - max(x)) / sum(exp(x - max(x))), or its logarithm.
+
+The input and the output may be strided in any way; their rank is at most 8. A slice that holds a NaN or +inf, or only
+-inf, comes out as NaN, as in torch and JAX.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+from typing import Any
+
+from baracuda_py.errors import Unsupported
+from baracuda_py.registry import Kernel, Op
+from baracuda_py.vocab.code import HostCode
+from baracuda_py.vocab.descriptors import arguments, descriptor, enum_field, int_field, tensor
+from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.enums import (
+    ArchSku,
+    BackendKind,
+    ElementKind,
+    EpilogueKind,
+    LayoutSku,
+    MathPrecision,
+    OpCategory,
+    SoftmaxKind,
+)
+from baracuda_py.vocab.rules import between, non_negative, one_of
+from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
+
+__all__ = ["OP", "SoftmaxArgs", "SoftmaxDescriptor"]
+
+_KINDS = (SoftmaxKind.SOFTMAX, SoftmaxKind.LOG_SOFTMAX)
+_ELEMENTS = (ElementKind.F32, ElementKind.F16, ElementKind.BF16, ElementKind.F64)
+MAX_RANK = 8
+
+
+@descriptor
+class SoftmaxDescriptor:
+    """A softmax over one axis.
+
+    Attributes:
+        shape: of input and output, rank 1 to 8.
+        axis: the axis that sums to 1; negative counts from the end.
+        kind: SOFTMAX or LOG_SOFTMAX.
+        element: of input and output: F32, F16, BF16 or F64.
+    """
+
+    shape: tuple[int, ...] = int_field()
+    axis: int = int_field(default=-1)
+    kind: SoftmaxKind = enum_field(SoftmaxKind, default=SoftmaxKind.SOFTMAX)
+    element: ElementKind = enum_field(ElementKind, default=ElementKind.F32)
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def axis_length(self) -> int:
+        """Elements that are normalised together."""
+        return self.shape[self.axis]
+
+    @property
+    def outer_axes(self) -> tuple[int, ...]:
+        """Every axis but `axis`, ascending."""
+        axis = self.axis % self.rank
+        return tuple(other for other in range(self.rank) if other != axis)
+
+    @property
+    def slices(self) -> int:
+        """How many times `axis_length` elements are normalised."""
+        return prod(self.shape[axis] for axis in self.outer_axes)
+
+
+@arguments
+class SoftmaxArgs:
+    """Tensors of one softmax, both strided in any way; the output's elements do not overlap."""
+
+    input: Any = tensor("element", "shape", strides="any", doc="the shape of the descriptor")
+    output: Any = tensor("element", "shape", strides="any", role="out", doc="the shape of the descriptor")
+
+
+RULES = (
+    between("rank", 1, MAX_RANK, error=Unsupported, why="a kernel is given at most 8 strides"),
+    non_negative("shape"),
+    between("axis", "-rank", "rank - 1"),
+    one_of("kind", _KINDS),
+    one_of("element", _ELEMENTS),
+)
+
+
+def _reference(desc: SoftmaxDescriptor, input: Any) -> Any:
+    import numpy as np
+
+    x = np.asarray(input, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shifted = x - x.max(axis=desc.axis, keepdims=True)
+        total = np.exp(shifted).sum(axis=desc.axis, keepdims=True)
+        if desc.kind is SoftmaxKind.LOG_SOFTMAX:
+            return shifted - np.log(total)
+        return np.exp(shifted) / total
+
+
+_BLOCK_ELEMENTS = 1 << 20  # widened to f32 or f64 at a time
+
+
+def _host(desc: SoftmaxDescriptor, input: Any, output: Any) -> None:
+    import numpy as np
+
+    wide = np.float64 if desc.element is ElementKind.F64 else np.float32
+    source, target = np.moveaxis(input, desc.axis, -1), np.moveaxis(output, desc.axis, -1)
+    # Walk the leading axes one index at a time only as far as needed to bound a block.
+    walked = 0
+    while walked < source.ndim - 1 and prod(source.shape[walked:]) > _BLOCK_ELEMENTS:
+        walked += 1
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
+        for index in np.ndindex(source.shape[:walked]):
+            x = source[index].astype(wide)
+            x -= x.max(axis=-1, keepdims=True)
+            exps = np.exp(x)
+            total = exps.sum(axis=-1, keepdims=True)
+            target[index] = x - np.log(total) if desc.kind is SoftmaxKind.LOG_SOFTMAX else exps / total
+
+
+def _guarantee(element: ElementKind, *, host: bool) -> PrecisionGuarantee:
+    wide = ElementKind.F64 if element is ElementKind.F64 else ElementKind.F32
+    math = MathPrecision.F64 if element is ElementKind.F64 else MathPrecision.F32
+    return PrecisionGuarantee(
+        math, wide, wide, bit_stable_on_same_hardware=True, deterministic=True, batch_invariant=not host
+    )
+
+
+def _sku(kind: SoftmaxKind, element: ElementKind, arch: ArchSku, variant: str) -> KernelSku:
+    host = arch is ArchSku.HOST
+    return KernelSku(
+        OpCategory.SOFTMAX, kind, element, element, LayoutSku.RRR, EpilogueKind.IDENTITY, arch,
+        BackendKind.HOST if host else BackendKind.BESPOKE, _guarantee(element, host=host), variant,
+    )  # fmt: skip
+
+
+def _host_cost(desc: SoftmaxDescriptor, device: Device) -> float:
+    return 20 + prod(desc.shape) / 100
+
+
+def _host_kernel(kind: SoftmaxKind, element: ElementKind) -> Kernel:
+    return Kernel(
+        _sku(kind, element, ArchSku.HOST, "numpy"), HostCode(_host), cost=_host_cost, doc="blocks of a million elements"
+    )
+
+
+def _examples() -> tuple[SoftmaxDescriptor, ...]:
+    shapes = [((5, 33), -1), ((3, 7, 130), 1), ((2, 3000), 1), ((4, 0), -1), ((2, 3, 2, 2, 2, 3, 2, 5), 4), ((17,), 0)]
+    return tuple(
+        SoftmaxDescriptor(shape, axis, kind, element)
+        for (shape, axis), kind, element in product(shapes, _KINDS, _ELEMENTS)
+    )
+
+
+OP = Op(
+    name="softmax",
+    category=OpCategory.SOFTMAX,
+    kinds=_KINDS,
+    descriptor=SoftmaxDescriptor,
+    args=SoftmaxArgs,
+    rules=RULES,
+    reference=_reference,
+    kernels=tuple(_host_kernel(kind, element) for kind, element in product(_KINDS, _ELEMENTS)),
+    examples=_examples(),
+)
