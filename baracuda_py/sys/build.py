@@ -173,9 +173,7 @@ def _differences(sources: list[Source], rebuilt: Path, committed: Path) -> Itera
 def _orphans(output: Path) -> list[str]:
     known = {_ptx_path(source, output).with_suffix("") for source in find_sources(ROOT)}
     found = sorted(path for path in output.rglob("*.*") if path.suffix in (".ptx", ".json"))
-    return [
-        f"{path.relative_to(output)}: has no source" for path in found if path.with_suffix("") not in known
-    ]
+    return [f"{path.relative_to(output)}: has no source" for path in found if path.with_suffix("") not in known]
 
 
 def _ptx_path(source: Source, output: Path) -> Path:

@@ -22,13 +22,8 @@ class Source:
     path: Path
 
     def __post_init__(self) -> None:
-        if (
-            not re.fullmatch(r"sm\d{2,3}a?(_\w+)?", self.path.stem)
-            or len(self.path.relative_to(self.root).parts) != 4
-        ):
-            raise SourceError(
-                f"{self.label}: a source is named src/<family>/<op>/<arch>[_<part>].cu, like sm80.cu"
-            )
+        if not re.fullmatch(r"sm\d{2,3}a?(_\w+)?", self.path.stem) or len(self.path.relative_to(self.root).parts) != 4:
+            raise SourceError(f"{self.label}: a source is named src/<family>/<op>/<arch>[_<part>].cu, like sm80.cu")
 
     @property
     def label(self) -> str:
@@ -45,7 +40,7 @@ class Source:
         return f"{family}.{op}.{part}" if part else f"{family}.{op}"
 
     def text(self) -> str:
-        return self.path.read_text("utf-8")
+        return _text(self.path)
 
     def own_files(self) -> dict[str, Path]:
         """The source and the headers of ours that it includes, directly or not, by path below `root`."""
@@ -57,7 +52,7 @@ class Source:
             if label in found:
                 continue
             found[label] = path
-            pending += [self._resolve(path, name) for name in _quoted_includes(path)]
+            pending += self._included(path)
         return dict(sorted(found.items()))
 
     def constants(self) -> dict[str, int]:
@@ -88,15 +83,20 @@ class Source:
                     )
         return found
 
-    def _resolve(self, includer: Path, name: str) -> Path:
-        for folder in (includer.parent, self.root / "include"):
-            path = (folder / name).resolve()
-            if path.is_relative_to(self.root) and path.is_file():
-                return path
-        raise SourceError(
-            f'{includer.relative_to(self.root)}: no header of ours is called "{name}"; '
-            f"write <{name}> if it is the CUDA toolkit's"
-        )
+    def _included(self, includer: Path) -> Iterator[Path]:
+        """Headers of ours that a file includes directly: a quoted name is ours, one in angle brackets may be."""
+        for quote, name in re.findall(r'^\s*#\s*include\s*(["<])([^">]+)[">]', _text(includer), re.MULTILINE):
+            for folder in (includer.parent, self.root / "include"):
+                path = (folder / name).resolve()
+                if path.is_relative_to(self.root) and path.is_file():
+                    yield path
+                    break
+            else:
+                if quote == '"':
+                    raise SourceError(
+                        f'{includer.relative_to(self.root)}: no header of ours is called "{name}"; '
+                        f"write <{name}> if it is the CUDA toolkit's"
+                    )
 
 
 @dataclass(frozen=True)
@@ -149,22 +149,20 @@ def _parameter_nbytes(declaration: str) -> int:
     return int(kind[1]) // 8 * (int(array[1]) if array else 1)
 
 
-def _quoted_includes(path: Path) -> list[str]:
-    return re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text("utf-8"), re.MULTILINE)
+def _text(path: Path) -> str:
+    return path.read_text("utf-8")
 
 
 def _code(path: Path) -> str:
     """The text without comments."""
-    return re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text("utf-8"), flags=re.DOTALL)
+    return re.sub(r"//[^\n]*|/\*.*?\*/", "", _text(path), flags=re.DOTALL)
 
 
 def _literal(text: str, where: str) -> int:
     try:
         return int(text.strip(), 0)
     except ValueError:
-        raise SourceError(
-            f"{where}: the value must be an integer literal, so that Python reads the same"
-        ) from None
+        raise SourceError(f"{where}: the value must be an integer literal, so that Python reads the same") from None
 
 
 def _product(numbers: tuple[str, ...]) -> int:

@@ -171,9 +171,7 @@ def _cached() -> Path:
         try:
             subprocess.run(command, check=True)
         except subprocess.CalledProcessError as error:
-            raise ToolchainError(
-                f"pip could not install {_REQUIREMENTS.name} (its message is above)"
-            ) from error
+            raise ToolchainError(f"pip could not install {_REQUIREMENTS.name} (its message is above)") from error
         try:
             target.rename(site)
         except OSError:

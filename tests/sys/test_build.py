@@ -61,9 +61,7 @@ def test_a_file_name_gives_module_and_architecture(tmp_path: Path, stem: str, ar
     assert (source.arch, source.module) == (arch, module)
 
 
-@pytest.mark.parametrize(
-    "name", ["src/norm/rms_norm/fast.cu", "src/norm/sm80.cu", "src/norm/rms_norm/sm80-b.cu"]
-)
+@pytest.mark.parametrize("name", ["src/norm/rms_norm/fast.cu", "src/norm/sm80.cu", "src/norm/rms_norm/sm80-b.cu"])
 def test_a_source_of_another_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SourceError, match="is named"):
         write_source(tmp_path, "", name)
@@ -78,7 +76,7 @@ def test_constants_come_from_the_source_and_from_the_headers_it_reaches(tmp_path
     write_header(tmp_path, "unused.cuh", "BARACUDA_CONSTANT(kUnused, 1);\n")
     source = write_source(
         tmp_path,
-        '#include "baracuda/tile.cuh"\n#include <cuda_fp16.h>\nBARACUDA_CONSTANT( kRows , 7 );\n'
+        "#include <baracuda/tile.cuh>\n#include <cuda_fp16.h>\nBARACUDA_CONSTANT( kRows , 7 );\n"
         "#define BARACUDA_CONSTANT(name, value) constexpr int name = value\n"
         "// BARACUDA_CONSTANT(kComment, 1);\n/*\nBARACUDA_CONSTANT(kBlock, 2);\n*/\n",
     )
@@ -196,12 +194,8 @@ def test_sources_and_modules_are_the_same_set() -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: f"{source.module}-{source.arch}")
 def test_a_manifest_describes_its_files(source: Source) -> None:
-    manifest = json.loads(
-        build._ptx_path(source, ROOT / "ptx").with_name(f"{source.module}.json").read_text()
-    )
-    files = {
-        label: hashlib.sha256(path.read_bytes()).hexdigest() for label, path in source.own_files().items()
-    }
+    manifest = json.loads(build._ptx_path(source, ROOT / "ptx").with_name(f"{source.module}.json").read_text())
+    files = {label: hashlib.sha256(path.read_bytes()).hexdigest() for label, path in source.own_files().items()}
     assert manifest["files"] == files, "a source changed: run python -m baracuda_py.sys.build"
     assert manifest["constants"] == source.constants()
     assert manifest["allowed_spills"] == source.allowed_spills()
@@ -270,7 +264,5 @@ def test_portable_ptx_loads_on_later_gpus_and_specific_ptx_on_its_own_only() -> 
     some = kernels.modules()[0]
     facts = (some.sha256, some.isa, some.entries, some.constants, some.serves, (), Path("none"))
     portable, specific = kernels.PtxModule("m", "sm80", *facts), kernels.PtxModule("m", "sm90a", *facts)
-    assert [portable.loads_on(one) for one in ((7, 5), (8, 0), (8, 7), (9, 0), (12, 1))] == [False] + [
-        True
-    ] * 4
+    assert [portable.loads_on(one) for one in ((7, 5), (8, 0), (8, 7), (9, 0), (12, 1))] == [False] + [True] * 4
     assert [specific.loads_on(one) for one in ((8, 9), (9, 0), (10, 0))] == [False, True, False]
