@@ -14,9 +14,11 @@ from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
 from baracuda_py.ops.quantize.awq_host import awq_dequantize_host
 from baracuda_py.ops.quantize.awq_reference import dequantize_reference
 from baracuda_py.registry import Kernel, Op
-from baracuda_py.vocab.code import HostCode
+from baracuda_py.sys import module
+from baracuda_py.vocab.code import HostCode, Launch, Pointer, PtxCode, Stride
 from baracuda_py.vocab.descriptors import arguments, descriptor, enum_field, int_field, tensor
 from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.elements import bits_of
 from baracuda_py.vocab.enums import (
     ArchSku,
     BackendKind,
@@ -145,6 +147,57 @@ def _host_kernel(element: ElementKind, layout: LayoutSku) -> Kernel:
     return Kernel(_sku(element, layout, ArchSku.HOST, "numpy"), HostCode(_host), cost=_host_cost, doc="in blocks")
 
 
+_MODULE = "quantize.awq_dequantize"
+
+
+def _launches(desc: Int4AwqDequantizeDescriptor, device: Device) -> tuple[Launch, ...]:
+    code = module(_MODULE, "sm80")
+    oc_major = desc.weight_layout is AwqWeightLayout.OC_MAJOR
+    rows, columns = (desc.oc, desc.ic) if oc_major else (desc.ic, desc.oc)  # as the weights lie
+    order = "oc_ic" if desc.layout is LayoutSku.RCR else "ic_oc"
+    piece = 128 // bits_of(desc.element)  # elements of a 16-byte store
+    if (desc.layout is LayoutSku.RCR) == oc_major:  # the output's rows are the weights' rows
+        tile = code.constant("kDirectRows"), code.constant("kDirectLanes") * piece
+    else:
+        tile = 32 * piece, code.constant("kTransposeWords") * 8
+    grid = -(-rows // tile[0]) * -(-columns // tile[1])
+    return (
+        Launch(
+            f"awq_dequantize_sm80_{desc.element.name.lower()}_{desc.weight_layout.value}_{order}",
+            (grid, 1, 1),
+            (code.constant("kThreads"), 1, 1),
+            (
+                Pointer("weight_packed"),
+                Pointer("scales"),
+                Pointer("zeros"),
+                Pointer("output"),
+                desc.ic,
+                desc.oc,
+                desc.group,
+                int(desc.scales_element is ElementKind.BF16),
+                Stride("weight_packed", 0),
+                Stride("scales", 0),
+                Stride("zeros", 0),
+                Stride("output", 0),
+            ),
+        ),
+    )
+
+
+def _cost(desc: Int4AwqDequantizeDescriptor, device: Device) -> float:
+    return 3 + desc.ic * desc.oc * (4 + bits_of(desc.element)) / 8 / (0.7 * device.bytes_per_us)
+
+
+def _kernel(element: ElementKind, layout: LayoutSku) -> Kernel:
+    return Kernel(
+        _sku(element, layout, ArchSku.SM80, ""),
+        PtxCode(_MODULE, ArchSku.SM80, _launches),
+        cost=_cost,
+        alignment={"scales": 8},  # four scales at a time
+        doc="one pass, transposing through shared memory where the orders differ",
+    )
+
+
 def _examples() -> tuple[Int4AwqDequantizeDescriptor, ...]:
     every = [
         Int4AwqDequantizeDescriptor(ic, oc, group, weight_layout, element, layout=layout)
@@ -167,6 +220,8 @@ OP = Op(
     args=Int4AwqDequantizeArgs,
     rules=RULES,
     reference=_reference,
-    kernels=tuple(_host_kernel(element, layout) for element, layout in product(_ELEMENTS, _LAYOUTS)),
+    kernels=tuple(
+        make(element, layout) for make in (_kernel, _host_kernel) for element, layout in product(_ELEMENTS, _LAYOUTS)
+    ),
     examples=_examples(),
 )

@@ -12,9 +12,11 @@ from typing import Any
 
 from baracuda_py.errors import Unsupported
 from baracuda_py.registry import Kernel, Op
-from baracuda_py.vocab.code import HostCode
+from baracuda_py.sys import PtxModule, module
+from baracuda_py.vocab.code import HostCode, Launch, Pointer, PtxCode, Stride
 from baracuda_py.vocab.descriptors import arguments, descriptor, enum_field, int_field, tensor
 from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.elements import bits_of
 from baracuda_py.vocab.enums import (
     ArchSku,
     BackendKind,
@@ -149,6 +151,77 @@ def _host_kernel(kind: SoftmaxKind, element: ElementKind) -> Kernel:
     )
 
 
+_GRID_LIMIT = (1 << 31) - 1  # blocks; the kernels loop over what is beyond
+
+
+def _module(element: ElementKind) -> PtxModule:
+    return module(f"softmax.softmax.{element.name.lower()}", "sm80")
+
+
+def _shape_of_launch(desc: SoftmaxDescriptor, code: PtxModule) -> tuple[str, int, tuple[int, int, int]]:
+    """Variant, grid and block.
+
+    They depend on the axis, its length and the element alone, never on how many slices there are or how they lie:
+    that is what makes a slice's bits independent of its batch.
+    """
+    length = desc.axis_length
+    if desc.axis % desc.rank != desc.rank - 1:
+        depth = max(1, min(16, 1 << max(0, (length // 8).bit_length() - 1)))
+        width = max(32, 256 // depth)
+        return "strided", -(-desc.slices // width), (width, depth, 1)
+    for variant, limit in (("short", "kShortLength"), ("warp", "kWarpLength")):
+        if length <= code.constant(limit):
+            threads = code.constant("kRowThreads")
+            return variant, -(-desc.slices // (threads // 32)), (threads, 1, 1)
+    pieces = -(-length // (4 * 128 // bits_of(desc.element)))  # four 16-byte loads a thread
+    threads = min(code.constant("kBlockThreads"), max(128, 1 << (pieces - 1).bit_length()))
+    return "block", desc.slices, (threads, 1, 1)
+
+
+def _row_dims(desc: SoftmaxDescriptor) -> tuple[int | Stride, ...]:
+    """The struct RowDims of softmax.cuh: sizes, input strides and output strides of every axis but one, last fastest."""
+    axes = [axis for axis in desc.outer_axes if desc.shape[axis] != 1]
+    unused = MAX_RANK - 1 - len(axes)
+    sizes = [1] * unused + [desc.shape[axis] for axis in axes]
+    strides = [[0] * unused + [Stride(name, axis) for axis in axes] for name in ("input", "output")]
+    return (*sizes, *strides[0], *strides[1])
+
+
+def _launches(desc: SoftmaxDescriptor, device: Device) -> tuple[Launch, ...]:
+    variant, grid, block = _shape_of_launch(desc, _module(desc.element))
+    axis = desc.axis % desc.rank
+    return (
+        Launch(
+            f"softmax_{variant}_sm80_{desc.element.name.lower()}",
+            (min(grid, _GRID_LIMIT), 1, 1),
+            block,
+            (
+                Pointer("input"),
+                Pointer("output"),
+                _row_dims(desc),
+                desc.slices,
+                desc.axis_length,
+                Stride("input", axis),
+                Stride("output", axis),
+                int(desc.kind is SoftmaxKind.LOG_SOFTMAX),
+            ),
+        ),
+    )
+
+
+def _cost(desc: SoftmaxDescriptor, device: Device) -> float:
+    return 3 + prod(desc.shape) * 2 * bits_of(desc.element) / 8 / (0.7 * device.bytes_per_us)
+
+
+def _kernel(kind: SoftmaxKind, element: ElementKind) -> Kernel:
+    return Kernel(
+        _sku(kind, element, ArchSku.SM80, ""),
+        PtxCode(f"softmax.softmax.{element.name.lower()}", ArchSku.SM80, _launches),
+        cost=_cost,
+        doc="a warp or a block a slice; threads along the innermost axis when another one is normalised",
+    )
+
+
 def _examples() -> tuple[SoftmaxDescriptor, ...]:
     shapes = [((5, 33), -1), ((3, 7, 130), 1), ((2, 3000), 1), ((4, 0), -1), ((2, 3, 2, 2, 2, 3, 2, 5), 4), ((17,), 0)]
     return tuple(
@@ -165,6 +238,8 @@ OP = Op(
     args=SoftmaxArgs,
     rules=RULES,
     reference=_reference,
-    kernels=tuple(_host_kernel(kind, element) for kind, element in product(_KINDS, _ELEMENTS)),
+    kernels=tuple(
+        make(kind, element) for make in (_kernel, _host_kernel) for kind, element in product(_KINDS, _ELEMENTS)
+    ),
     examples=_examples(),
 )

@@ -1,0 +1,10 @@
+// Softmax and log-softmax of f16.
+#include "baracuda/constant.cuh"
+
+namespace baracuda {
+BARACUDA_CONSTANT(kWarpLength, 1024);  // 32 floats a lane
+}
+
+#include "baracuda/softmax.cuh"
+
+BARACUDA_SOFTMAX_ALL(f16, __half)
