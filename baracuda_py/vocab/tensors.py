@@ -221,7 +221,7 @@ class TensorRef:
         """The same host memory as a NumPy array; TypeError for device memory."""
         import numpy as np
 
-        if isinstance(self.owner, np.ndarray):
+        if isinstance(self.owner, np.ndarray) and self._shows_all_of(self.owner):
             return self.owner
         if self.device != HOST_MEMORY:
             raise TypeError("a view of device memory is no NumPy array")
@@ -235,6 +235,16 @@ class TensorRef:
         strides = tuple(stride * dtype.itemsize for stride in self.strides)
         array: Any = np.ndarray(self.shape, dtype, raw, self.pointer - low, strides)
         return array
+
+    def _shows_all_of(self, array: Any) -> bool:
+        """Whether the view is all of `array`, an owner that may hold more than is viewed."""
+        size = array.dtype.itemsize
+        return (
+            array.__array_interface__["data"][0] == self.pointer
+            and array.shape == self.shape
+            and array.strides == tuple(stride * size for stride in self.strides)
+            and element_of_dtype(array.dtype) is self.element
+        )
 
     def __repr__(self) -> str:
         where = "host" if self.device == HOST_MEMORY else "cuda" if self.device is None else f"cuda:{self.device}"
