@@ -147,42 +147,25 @@ def _free_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
 # -- small_m -----------------------------------------------------------------------------------------------------
 
 
-def small_m_shape(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[int, int]:
-    """Output channels and warps of a thread block. m has no say, so that it changes no bits."""
-    layout = desc.weight_layout.value
+def _small_m_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
+    """One launch; its channels and warps a thread block depend on everything but m, so that m changes no bits."""
+    layout, element = desc.weight_layout.value, desc.element.name.lower()
     code = _module(f"small_m_{layout}")
-    if _mixed_groups(desc):
-        channels = 32
+    blocks_k = _ceil_div(desc.ic, code.constant("kBlockK"))
+    if desc.group != desc.ic and desc.group % code.constant("kBlockK"):  # a block of k holds more than one group
+        channels, suffix = 32, f"_g{desc.group}"
     else:
         enough = 0.75 * device.sm_count
         least = 16 if layout == "oc_major" else 32
-        channels = next((c for c in (64, 32) if _ceil_div(desc.oc, c) >= enough), least)
-    most = code.constant(f"kC{channels}MaxWarps")
-    if channels == 32 and _ceil_div(desc.oc, 32) >= 2 * device.sm_count:
-        most = min(most, 8)
-    return channels, max(1, min(most, _ceil_div(desc.ic, code.constant("kBlockK"))))
-
-
-def _mixed_groups(desc: Int4AwqGemmDescriptor) -> bool:
-    """Whether a block of k holds more than one group."""
-    block = _module(f"small_m_{desc.weight_layout.value}").constant("kBlockK")
-    return desc.group != desc.ic and desc.group % block != 0
-
-
-def _small_m_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
-    layout, element = desc.weight_layout.value, desc.element.name.lower()
-    channels, warps = small_m_shape(desc, device)
-    suffix = f"_g{desc.group}" if _mixed_groups(desc) else ""
-    per_channel = _module(f"small_m_{layout}").constant("kSumBytesPerChannel")
-    return (
-        Launch(
-            f"awq_gemm_small_m_sm80_{element}_{layout}_c{channels}{suffix}",
-            (_ceil_div(desc.oc, channels), 1, 1),
-            (32 * warps, 1, 1),
-            _operands(desc),
-            warps * channels * per_channel,
-        ),
-    )
+        channels, suffix = next((c for c in (64, 32) if _ceil_div(desc.oc, c) >= enough), least), ""
+    entry = code.entry(f"awq_gemm_small_m_sm80_{element}_{layout}_c{channels}{suffix}")
+    blocks = _ceil_div(desc.oc, channels)
+    assert entry.max_threads is not None
+    warps = min(blocks_k, entry.max_threads // 32)
+    if channels == 32 and blocks >= 2 * device.sm_count:
+        warps = min(warps, 8)  # so that an SM holds two
+    shared = warps * channels * code.constant("kSumBytesPerChannel")
+    return (Launch(entry.name, (blocks, 1, 1), (32 * warps, 1, 1), _operands(desc), shared),)
 
 
 # -- estimates ---------------------------------------------------------------------------------------------------
@@ -220,7 +203,7 @@ def _free_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 # -- kernels -----------------------------------------------------------------------------------------------------
 
 # 16 bytes is what cp.async and the widest loads move. An output may start at any element and have rows of any pitch.
-_ALIGNMENT = {"activation": 16, "weight_packed": 16, "scales": 16, "zeros": 16}
+_ALIGNMENT = {"activation": 16, "weight_packed": 16, "scales": 16, "zeros": 4}
 
 
 def _guarantee(element: ElementKind, *, batch_invariant: bool) -> PrecisionGuarantee:

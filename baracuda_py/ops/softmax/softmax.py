@@ -179,7 +179,7 @@ def _shape_of_launch(desc: SoftmaxDescriptor, code: PtxModule) -> tuple[str, int
 
 
 def _row_dims(desc: SoftmaxDescriptor) -> tuple[int | Stride, ...]:
-    """The struct RowDims of softmax.cuh: sizes, input strides and output strides of every axis but one, last fastest."""
+    """The struct RowDims of softmax.cuh: sizes, input and output strides of every axis but one, last fastest."""
     axes = [axis for axis in desc.outer_axes if desc.shape[axis] != 1]
     unused = MAX_RANK - 1 - len(axes)
     sizes = [1] * unused + [desc.shape[axis] for axis in axes]

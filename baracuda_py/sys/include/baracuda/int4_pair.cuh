@@ -1,0 +1,85 @@
+// Four-bit weights to packed pairs of exact q - z in f16 or bf16, without a conversion instruction.
+//
+// A nibble placed in the low mantissa bits of a power of two reads as that power plus q: in f16 0x6400 | q is
+// 1024 + q and 0x6400 | q << 4 is 1024 + 16 q; one fused multiply-add then gives q - z with nothing to round.
+// bf16 has only seven mantissa bits, so 0x4300 | q is 128 + q and its high nibbles are shifted down first.
+// The idea: Kim et al., "Who Says Elephants Can't Run", 2022.
+#pragma once
+
+#include "baracuda/int4.cuh"
+#include "baracuda/pair_arithmetic.cuh"
+
+namespace baracuda {
+
+// Halves of two words side by side: (low of b | low of a) and (high of b | high of a).
+__device__ __forceinline__ unsigned join_low_halves(unsigned a, unsigned b) {
+  return __byte_perm(a, b, 0x5410);
+}
+__device__ __forceinline__ unsigned join_high_halves(unsigned a, unsigned b) {
+  return __byte_perm(a, b, 0x7632);
+}
+
+// "Spread" pairs: position i (0..3) of a word is its nibble i (low element) with its nibble i + 4 (high
+// element). `zero_term` and `spread_pair` of one position belong together; both elements share the zero
+// point.
+template <typename Element>
+struct Int4Pair;
+
+template <>
+struct Int4Pair<__half> {
+  // Positions 0 and 2, and 1 and 3, have the same term.
+  template <int kPosition>
+  static __device__ __forceinline__ unsigned zero_term(unsigned zero) {
+    return kPosition % 2 == 0 ? 0xe400e400u | zero * 0x00010001u   // -(1024 + z)
+                              : 0xd400d400u | zero * 0x00100010u;  // -(64 + z)
+  }
+
+  template <int kPosition>
+  static __device__ __forceinline__ unsigned spread_pair(unsigned word, unsigned zero_term) {
+    const unsigned shifted = kPosition < 2 ? word : word >> 8;
+    return kPosition % 2 == 0
+               ? fma_pair<__half>(mask_or<0x000f000fu, 0x64006400u>(shifted), kOne, zero_term)
+               : fma_pair<__half>(mask_or<0x00f000f0u, 0x64006400u>(shifted), kSixteenth, zero_term);
+  }
+
+  // The two nibbles of byte `selector` of a word: low nibble first.
+  static __device__ __forceinline__ unsigned byte_zero_term(unsigned zero) {
+    return 0xd400e400u | zero * 0x00100001u;  // -(64 + z), -(1024 + z)
+  }
+  static __device__ __forceinline__ unsigned byte_selector(int byte) { return 0x0101u * byte; }
+  static __device__ __forceinline__ unsigned byte_pair(unsigned word, unsigned selector, unsigned zero_term) {
+    const unsigned doubled = __byte_perm(word, word, selector);
+    return fma_pair<__half>(mask_or<0x00f0000fu, 0x64006400u>(doubled), kOneThenSixteenth, zero_term);
+  }
+
+ private:
+  static constexpr unsigned kOne = 0x3c003c00u;
+  static constexpr unsigned kSixteenth = 0x2c002c00u;
+  static constexpr unsigned kOneThenSixteenth = 0x2c003c00u;
+};
+
+template <>
+struct Int4Pair<__nv_bfloat16> {
+  template <int kPosition>
+  static __device__ __forceinline__ unsigned zero_term(unsigned zero) {
+    return 0xc300c300u | zero * 0x00010001u;  // -(128 + z)
+  }
+
+  template <int kPosition>
+  static __device__ __forceinline__ unsigned spread_pair(unsigned word, unsigned zero_term) {
+    const unsigned shifted = word >> (kNibbleBits * kPosition);
+    return fma_pair<__nv_bfloat16>(mask_or<0x000f000fu, 0x43004300u>(shifted), kOne, zero_term);
+  }
+
+  static __device__ __forceinline__ unsigned byte_zero_term(unsigned zero) { return zero_term<0>(zero); }
+  static __device__ __forceinline__ unsigned byte_selector(int byte) { return 0x0400u + 0x0101u * byte; }
+  static __device__ __forceinline__ unsigned byte_pair(unsigned word, unsigned selector, unsigned zero_term) {
+    const unsigned nibbles = __byte_perm(word, word >> kNibbleBits, selector);
+    return fma_pair<__nv_bfloat16>(mask_or<0x000f000fu, 0x43004300u>(nibbles), kOne, zero_term);
+  }
+
+ private:
+  static constexpr unsigned kOne = 0x3f803f80u;
+};
+
+}  // namespace baracuda

@@ -1,0 +1,69 @@
+"""Launches agree with the manifests: entries, parameter sizes, block sizes, shared memory."""
+
+from __future__ import annotations
+
+import pytest
+
+import baracuda_py as bp
+from baracuda_py.sys import module
+from baracuda_py.vocab.code import Launch, Pointer, PtxCode, Stride
+from baracuda_py.vocab.device import dry_device
+
+DEVICES = [dry_device(name) for name in ("sm_80", "sm_86", "sm_90", "sm_120")]
+KERNELS = [
+    (op, kernel) for op in bp.default_registry().ops() for kernel in op.kernels if isinstance(kernel.code, PtxCode)
+]
+
+
+def _nbytes(parameter: object) -> set[int]:
+    """Sizes that the kernel may declare for a parameter: a plain number may be a 4-byte int."""
+    if isinstance(parameter, tuple):
+        return {8 * len(parameter)}
+    return {8} if isinstance(parameter, (Pointer, Stride)) else {4, 8}
+
+
+def _check(launch: Launch, code: PtxCode) -> None:
+    entry = module(launch.module or code.module, code.arch.name.lower()).entry(launch.entry)
+    assert len(launch.parameters) == len(entry.parameter_nbytes)
+    for parameter, nbytes in zip(launch.parameters, entry.parameter_nbytes, strict=True):
+        assert nbytes in _nbytes(parameter), (launch.entry, parameter)
+        if nbytes == 4:
+            assert isinstance(parameter, int)
+            assert -(1 << 31) <= parameter < 1 << 32
+    x, y, z = launch.block
+    assert entry.max_threads is not None
+    assert 0 < x * y * z <= entry.max_threads
+    assert all(0 < extent for extent in launch.grid)
+    assert launch.grid[0] < 1 << 31
+    assert max(launch.grid[1:]) < 1 << 16
+    static = max(resources.shared_nbytes for resources in entry.resources.values())
+    assert launch.shared_bytes + static <= 99 * 1024, "sm_86, sm_89 and sm_120 give a block no more"
+
+
+@pytest.mark.parametrize(("op", "kernel"), KERNELS, ids=lambda value: getattr(value, "name", None) or str(value.sku))
+def test_every_launch_is_what_its_kernel_was_compiled_for(op, kernel):
+    registry = bp.default_registry()
+    checked = 0
+    for device in DEVICES:
+        for example in op.examples:
+            if op.is_empty(example):
+                continue
+            explanation = registry.explain(example, device, bp.PlanPreference(sku=kernel.sku))
+            if explanation.chosen is not kernel:
+                continue
+            for launch in kernel.code.launches(example, device):
+                _check(launch, kernel.code)
+                checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("m", [1, 8, 9, 16, 17, 64, 65, 4096])
+@pytest.mark.parametrize("group_size", [32, 64, 128, -1])
+@pytest.mark.parametrize("layout", list(bp.AwqWeightLayout))
+def test_awq_gemm_launches_of_real_shapes(m, group_size, layout):
+    for ic, oc in [(4096, 4096), (896, 4864), (28672, 8192), (8192, 28672), (10944, 2048)]:
+        desc = bp.Int4AwqGemmDescriptor(m, ic, oc, group_size if ic % group_size == 0 else 32, None, layout)
+        for device in DEVICES:
+            plan = bp.select(desc, device)
+            for launch in plan.launches:
+                _check(launch, plan.kernel.code)
