@@ -1,0 +1,1 @@
+"""Where the generated pages come from; see `docs/generate.py`."""
