@@ -59,11 +59,13 @@ def _short(value: Any) -> str:
     return getattr(value, "name", str(value)).lower().replace(" ", "")
 
 
-def cases(registry: Registry[Plan], device: Device) -> Iterator[Case]:
-    """Every kernel that runs on `device`, with every example of its op that it serves."""
+def cases(registry: Registry[Plan], device: Device, only: Kernel | None = None) -> Iterator[Case]:
+    """Every kernel that runs on `device` (or the one given), with every example of its op that it serves."""
     for op in registry.ops():
         for kernel in op.kernels:
-            if not device.loads(kernel.sku.arch) or registry.backend(kernel.code.executor).missing(kernel.code, device):
+            if only not in (None, kernel) or not device.loads(kernel.sku.arch):
+                continue
+            if registry.backend(kernel.code.executor).missing(kernel.code, device) is not None:
                 continue
             for example in op.examples:
                 if serves(op, kernel, example):

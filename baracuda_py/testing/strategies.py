@@ -36,7 +36,7 @@ _SMALL_ELEMENTS = 4096  # product of the entries of a drawn tuple
 _TRIED = 8  # values of an endless field tried after the drawn one
 _POWERS = [sign << bits for bits in (0, 7, 15, 16, 31, 32, 40, 62) for sign in (1, -1)]
 _EXTREMES = tuple(sorted({power + offset for power in _POWERS for offset in (-1, 0, 1)}))
-_FLOATS = (1.0, 0.0, -1.0, 0.5, 2.0, -0.375, 1e30)
+_FLOATS = (1.0, 0.0, -1.0, 0.5, 2.0, -0.375)
 
 _Pick = Callable[[int], int]  # n to an index below n
 
@@ -260,7 +260,7 @@ class _Entries:
         budget = _SMALL_ELEMENTS
         drawn = []
         for left in range(length, 0, -1):
-            cap = max(1, int(budget ** (1 / left))) if self.kind is int and self.largest == SMALL else self.largest
+            cap = max(1, int(budget ** (1 / left))) if self.kind is int and self.largest <= SMALL else self.largest
             options = _Entries(self.kind, self.rules, None, self.partial, min(cap * 2, self.largest), False, self.pick)
             found = options.scalars()
             if not found:

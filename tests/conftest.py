@@ -1,0 +1,32 @@
+"""Hypothesis profiles, and the `gpu` marker: skipped without a GPU, or failed where one is required."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import baracuda_py as bp
+
+REQUIRE_GPU = "BARACUDA_PY_REQUIRE_GPU"
+
+# Host kernels of one descriptor take milliseconds and those of another a second: a deadline would only flicker.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@cache
+def _gpu_problem() -> str:
+    problem = bp.default_registry().backend("cuda").problem()  # type: ignore[attr-defined]
+    return "" if problem is None else str(problem)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None or not _gpu_problem():
+        return
+    if os.environ.get(REQUIRE_GPU):
+        pytest.fail(f"{REQUIRE_GPU} is set, but no GPU can be used: {_gpu_problem()}", pytrace=False)
+    pytest.skip(f"needs a GPU: {_gpu_problem()}")
