@@ -17,6 +17,7 @@ import pytest
 import baracuda_py
 from baracuda_py.sys.sources import Source
 
+TESTS = Path(__file__).parents[1]
 SWIGLU = "baracuda_py/sys/src/gated_activation/swiglu/sm80.cu"
 
 
@@ -43,12 +44,22 @@ def python(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def with_swiglu(blocks: Any, tmp_path: Path) -> Path:
-    """A copy of the package with the guide's files in it; its PTX is not built."""
+    """A copy of the package and of its generic tests, with the guide's files in it; its PTX is not built."""
     package = Path(baracuda_py.__file__).parent
     shutil.copytree(package, tmp_path / "baracuda_py", ignore=shutil.ignore_patterns("__pycache__"))
     written = write_files(blocks, "docs/guide-add-an-op.md", tmp_path)
     assert SWIGLU in written
+    shutil.copy(TESTS.parent / "pyproject.toml", tmp_path)
+    for generic in ("conftest.py", "test_harness_host.py"):
+        shutil.copy(TESTS / generic, tmp_path / "tests")
     return tmp_path
+
+
+def run_tests(folder: Path) -> None:
+    """The guide's laws, and the generic ones on the guide's op."""
+    said = python(folder, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests", "-k", "swiglu")
+    assert "test_a_closed_gate_lets_nothing_through PASSED" in said
+    assert "test_every_host_kernel_is_right_on_any_valid_descriptor[swiglu] PASSED" in said
 
 
 def declare_module(folder: Path) -> None:
@@ -68,9 +79,9 @@ def toolchain_is_cached() -> bool:
     return any(cache.glob("ptx-toolchain-*"))
 
 
-def test_the_op_of_the_guide_passes_its_test(with_swiglu: Path) -> None:
+def test_the_op_of_the_guide_passes_its_tests_and_everyones(with_swiglu: Path) -> None:
     declare_module(with_swiglu)
-    python(with_swiglu, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
+    run_tests(with_swiglu)
 
 
 @pytest.mark.skipif(not toolchain_is_cached(), reason="python -m baracuda_py.sys.build has not installed its compiler")
@@ -78,7 +89,7 @@ def test_the_kernel_of_the_guide_builds_as_the_guide_says(with_swiglu: Path) -> 
     python(with_swiglu, "-m", "baracuda_py.sys.build", "gated_activation.swiglu")
     manifest = json.loads((with_swiglu / "baracuda_py/sys/ptx/sm80/gated_activation.swiglu.json").read_text("utf-8"))
     assert set(manifest["entries"]) == {f"swiglu_sm80_{element}" for element in ("f16", "bf16", "f32")}
-    python(with_swiglu, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
+    run_tests(with_swiglu)
 
 
 @pytest.fixture
