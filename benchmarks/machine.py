@@ -1,0 +1,85 @@
+"""What every result file says of the machine, and where it goes."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["commit", "gpu_environment", "gpu_results", "packages", "slug", "write_result"]
+
+ROOT = Path(__file__).resolve().parent
+
+
+def slug(name: str) -> str:
+    """A folder name: lower case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def commit() -> str:
+    """The commit that is measured, with `+` when the working tree differs from it; `unknown` outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def packages(*names: str) -> dict[str, str]:
+    """Versions of the installed ones of `names`."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _current_gpu() -> Any:
+    import baracuda_py as bp
+
+    device = bp.default_registry().current_device()
+    if device.kind != "cuda":
+        raise SystemExit("this benchmark needs an NVIDIA GPU; `baracuda-py doctor` says what is missing")
+    return device
+
+
+def gpu_environment() -> dict[str, Any]:
+    """GPU, driver, commit and versions."""
+    import baracuda_py as bp
+
+    device = _current_gpu()
+    query = ["nvidia-smi", f"--id={device.ordinal}", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
+    driver, memory = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    cuda: Any = bp.default_registry().backend("cuda")
+    return {
+        "gpu": device.name,
+        "compute_capability": "{}.{}".format(*device.capability),
+        "sm_count": device.sm_count,
+        "memory": memory,
+        "driver": driver,
+        "cuda_driver_api": cuda.driver.version,
+        "python": platform.python_version(),
+        "packages": packages("baracuda-py", "cuda-bindings", "numpy", "torch"),
+        "commit": commit(),
+    }
+
+
+def gpu_results() -> Path:
+    """Folder for results of the current GPU."""
+    return ROOT / "results" / slug(_current_gpu().name)
+
+
+def write_result(path: Path, record: dict[str, Any]) -> Path:
+    """Write `record` as JSON and return where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
