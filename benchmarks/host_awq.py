@@ -33,9 +33,9 @@ BARE = "bare MatMulNBits"
 NUMPY = {layout: f"numpy, {layout}" for layout in (awq_packing.OC_MAJOR, awq_packing.HF_GEMM)}
 PREPARED = "onnxruntime, prepared"
 CHECKED = "onnxruntime, tensors"
-# Time of one contender in one round, and before the next, in which its spinning workers go to sleep.
+# Time of one contender in one round, and before the next: OpenBLAS workers spin for some 30 ms before they sleep.
 TURN_S = 0.06
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 
 
 def main() -> None:
