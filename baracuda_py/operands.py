@@ -1,7 +1,7 @@
 """Checks the tensors of one call against an op's argument specs, and turns them into views.
 
 The rules of an argument, in the order they are checked and by the name an error carries: presence, element, shape,
-innermost stride, row stride, alignment, device; then, over all of them, overlap.
+address, innermost stride, row stride, alignment, device; then, over all of them, overlap.
 """
 
 from __future__ import annotations
@@ -38,16 +38,20 @@ class _Slot:
 
 
 class _Accepted:
-    """Metadata of a tensor that passed, so that the next one like it needs its address checked and no more."""
+    """Metadata of a tensor that passed, so that the next one like it needs its address checked and no more.
 
-    __slots__ = ("device", "dtype", "high", "low", "shape", "strides", "view")
+    It holds the tensor's type and a view without owner: plans are kept, and must not keep memory alive.
+    """
 
-    def __init__(self, source: Any, view: TensorRef) -> None:
+    __slots__ = ("device", "dtype", "high", "low", "shape", "strides", "type", "view")
+
+    def __init__(self, kind: type[TensorRef], source: Any, view: TensorRef) -> None:
+        self.type = type(source)
         self.dtype = source.dtype
         self.shape = source.shape
         self.strides = source.stride()
         self.device = source.device
-        self.view = view
+        self.view = _moved(kind, view, view.pointer, None)
         low, high = view.extent
         self.low, self.high = low - view.pointer, high - view.pointer
 
@@ -81,14 +85,14 @@ class OperandChecker:
             accepted = slot.accepted
             if (
                 accepted is not None
-                and type(source) is type(accepted.view.owner)
+                and type(source) is accepted.type
                 and source.dtype is accepted.dtype
                 and source.shape == accepted.shape
                 and source.stride() == accepted.strides
                 and source.device == accepted.device
             ):
                 pointer = source.data_ptr()
-                if pointer % slot.alignment == 0:
+                if pointer and pointer % slot.alignment == 0:
                     views.append(_moved(slot.kind, accepted.view, pointer, source))
                     extents.append((pointer + accepted.low, pointer + accepted.high))
                     continue
@@ -110,7 +114,7 @@ class OperandChecker:
         view = slot.kind.of(source, f"{self._where}: {slot.name}", stream)
         self._check(slot, view)
         if view.owner is source and hasattr(source, "data_ptr") and view.size:
-            slot.accepted = _Accepted(source, view)
+            slot.accepted = _Accepted(slot.kind, source, view)
         return view
 
     def _check(self, slot: _Slot, view: TensorRef) -> None:
@@ -122,6 +126,8 @@ class OperandChecker:
         nbytes = bits_of(view.element) // 8
         if view.size == 0:
             return
+        if not view.pointer:
+            raise self._error(slot, "address", "must not be a null pointer", got="address 0")
         if slot.strides != "any" and view.shape and view.shape[-1] != 1 and view.strides[-1] != 1:
             raise self._error(slot, "innermost stride", "must have innermost stride 1", value=view.strides[-1])
         if slot.strides == "contiguous" and not view.contiguous:

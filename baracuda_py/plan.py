@@ -189,7 +189,8 @@ def _nothing() -> None:
 
 def _first(args: Any) -> Any:
     names = getattr(args, "__slots__", None)
-    return getattr(args, names[0]) if names else None
+    first = getattr(args, names[0]) if names else None
+    return first.owner if isinstance(first, TensorRef) else first
 
 
 @cache

@@ -508,9 +508,9 @@ class Registry(Generic[P]):
             return HOST if spec in ("host", "cpu") else dry_device(spec)
         if isinstance(spec, int):
             return self._cuda_device(spec)
-        if hasattr(spec, "__cuda_stream__"):
+        if hasattr(spec, "__cuda_stream__") or hasattr(spec, "cuda_stream"):  # torch before 2.11 has only the second
             return self._cuda_source().device_of_stream(spec)
-        if hasattr(spec, "type") and hasattr(spec, "index"):  # torch.device
+        if isinstance(getattr(spec, "type", None), str):  # torch.device; a tensor's `type` is a method
             return self.device(f"{spec.type}:{spec.index or 0}" if spec.type == "cuda" else spec.type)
         memory = TensorRef.of(spec, "device").device
         if memory is None:

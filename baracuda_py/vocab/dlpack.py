@@ -56,7 +56,7 @@ _is_valid = ctypes.pythonapi.PyCapsule_IsValid
 _is_valid.restype = ctypes.c_int
 _is_valid.argtypes = (ctypes.py_object, ctypes.c_char_p)
 
-_CUDA = 2
+_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 def read_dlpack(source: Any, stream: int) -> DLPackTensor:
@@ -66,7 +66,7 @@ def read_dlpack(source: Any, stream: int) -> DLPackTensor:
     """
     device_type = int(source.__dlpack_device__()[0])
     # DLPack numbers CUDA's legacy default stream 1; 0 is not allowed.
-    keywords: dict[str, Any] = {"stream": stream or 1} if device_type == _CUDA else {}
+    keywords: dict[str, Any] = {"stream": stream or 1} if device_type in _CUDA else {}
     try:
         capsule = source.__dlpack__(max_version=(1, 0), **keywords)
     except TypeError:  # producers older than DLPack 1.0 take no max_version

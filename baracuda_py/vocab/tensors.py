@@ -115,12 +115,7 @@ class TensorRef:
             raise _unknown_dtype(name, source.dtype)
         if cls.writable and not source.flags.writeable:
             raise _read_only(name)
-        size = source.dtype.itemsize
-        if any(stride % size for stride in source.strides):
-            raise Unsupported(
-                name, "strides must be whole elements", rule="strides", got=f"{source.strides} bytes of {size}"
-            )
-        strides = tuple(stride // size for stride in source.strides)
+        strides = _whole_strides(name, source.strides, source.dtype.itemsize)
         return cls(
             source.__array_interface__["data"][0], source.shape, element,
             strides=strides, device=HOST_MEMORY, owner=source,
@@ -154,9 +149,11 @@ class TensorRef:
         pointer, read_only = interface["data"]
         if cls.writable and read_only:
             raise _read_only(name)
+        if interface.get("mask") is not None:
+            raise Unsupported(name, "an array must not be masked", rule="mask", got="a mask")
         strides = interface.get("strides")
         if strides is not None:
-            strides = tuple(stride // dtype.itemsize for stride in strides)
+            strides = _whole_strides(name, strides, dtype.itemsize)
         ordinal = getattr(getattr(source, "device", None), "id", None)
         return cls(
             pointer or 0, tuple(interface["shape"]), element,
@@ -261,6 +258,13 @@ class TensorMut(TensorRef):
 # DLPack device types: True for memory a GPU kernel may address (CUDA, CUDA managed), False for host memory
 # (CPU, CUDA pinned host).
 _DLPACK_DEVICES = {1: False, 2: True, 3: False, 13: True}
+
+
+def _whole_strides(name: str, strides: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Strides in elements of `size` bytes, from strides in bytes."""
+    if any(stride % size for stride in strides):
+        raise Unsupported(name, "strides must be whole elements", rule="strides", got=f"{strides} bytes of {size}")
+    return tuple(stride // size for stride in strides)
 
 
 def _unknown_dtype(name: str, dtype: object) -> Unsupported:

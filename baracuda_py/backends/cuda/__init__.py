@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,7 @@ from baracuda_py.vocab.device import Device
 __all__ = ["CudaBackend"]
 
 _NO_DEVICE = 100
+_DEFAULT_STREAMS = (0, 1, 2)  # 0, CU_STREAM_LEGACY, CU_STREAM_PER_THREAD
 
 
 class CudaBackend:
@@ -35,7 +37,7 @@ class CudaBackend:
         """The driver; DriverError, saying what to install, when there is none to use."""
         found = probe()
         if isinstance(found, DriverError):
-            raise found
+            raise copy(found)  # each raise adds to its traceback, and this one is kept
         return found
 
     @cached_property
@@ -53,9 +55,11 @@ class CudaBackend:
         found = probe()
         if isinstance(found, DriverError):
             return found
-        if self.contexts.count() == 0:
-            return found.error(found.api.CUresult.CUDA_ERROR_NO_DEVICE, "cuDeviceGetCount")
-        return None
+        try:
+            count = self.contexts.count()
+        except DriverError as error:
+            return error
+        return None if count else found.error(found.api.CUresult.CUDA_ERROR_NO_DEVICE, "cuDeviceGetCount")
 
     def current_device(self) -> Device | None:
         """Device of the thread's current context, else device 0; None when no GPU can be used.
@@ -79,8 +83,16 @@ class CudaBackend:
         return self.contexts.context(ordinal).device
 
     def device_of_stream(self, stream: Any) -> Device:
-        """The device that a stream's context is on."""
-        context = self.driver.call("cuStreamGetCtx", stream_handle(stream))
+        """The device that a stream's context is on.
+
+        A default stream is one handle for all devices: its framework's object says which one, or else the thread's
+        current context does.
+        """
+        handle = stream_handle(stream)
+        if handle in _DEFAULT_STREAMS:
+            ordinal = getattr(stream, "device_index", None)  # torch
+            return self.device(ordinal if isinstance(ordinal, int) else self.contexts.current_ordinal())
+        context = self.driver.call("cuStreamGetCtx", handle)
         with _pushed(self.driver, context):
             return self.device(self.contexts.current_ordinal())
 

@@ -12,6 +12,8 @@ from baracuda_py.vocab.device import Device
 
 __all__ = ["Context", "Contexts"]
 
+_INVALID_CONTEXT = 201
+
 
 class Context:
     """The primary context of one device, retained for the life of the process, with its loaded kernels.
@@ -31,7 +33,7 @@ class Context:
             return int(value)
 
         capability = (get("COMPUTE_CAPABILITY_MAJOR"), get("COMPUTE_CAPABILITY_MINOR"))
-        name = driver.call("cuDeviceGetName", 128, number).rstrip(b"\0").decode()
+        name = driver.call("cuDeviceGetName", 128, number).split(b"\0")[0].decode(errors="replace")
         self.device = Device("cuda", ordinal, capability, get("MULTIPROCESSOR_COUNT"), name)
         self.shared_limit = get("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
         self.handle = driver.call("cuDevicePrimaryCtxRetain", number)
@@ -89,5 +91,8 @@ class Contexts:
     def current_ordinal(self) -> int:
         """Device of the thread's current context; 0 when it has none."""
         status, number = self._driver.api.cuCtxGetDevice()
-        # CUDA_ERROR_INVALID_CONTEXT: the thread has no context yet. The CUdevice of a visible GPU is its ordinal.
-        return 0 if status else int(number)
+        if status:
+            if int(status) == _INVALID_CONTEXT:  # the thread has none yet
+                return 0
+            raise self._driver.error(status, "cuCtxGetDevice")
+        return int(number)  # the CUdevice of a visible GPU is its ordinal

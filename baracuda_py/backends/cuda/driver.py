@@ -30,6 +30,7 @@ _ADVICE = {
         "Reinstall baracuda_py, or run python -m baracuda_py.sys.build --check in a checkout",
     ),
     "CUDA_ERROR_INVALID_IMAGE": ("the file is no PTX", "Reinstall baracuda_py"),
+    "CUDA_ERROR_NOT_FOUND": ("the PTX has no such entry", "Reinstall baracuda_py"),
     "CUDA_ERROR_JIT_COMPILER_NOT_FOUND": (
         "libnvidia-ptxjitcompiler is missing",
         "Install the whole driver; in a container, expose the 'compute' and 'utility' capabilities",
@@ -38,8 +39,8 @@ _ADVICE = {
     "CUDA_ERROR_INVALID_DEVICE": ("there is no GPU with that ordinal", "Check CUDA_VISIBLE_DEVICES"),
     "CUDA_ERROR_OUT_OF_MEMORY": ("the GPU's memory is full", "Free some, or use a smaller problem"),
     "CUDA_ERROR_INVALID_HANDLE": (
-        "the stream belongs to another device, or was destroyed",
-        "Pass a live stream of the plan's device",
+        "the stream belongs to another context, or was destroyed",
+        "Pass a live stream of the plan's device, made in its primary context",
     ),
 }
 
@@ -93,7 +94,9 @@ def _probe() -> Driver | DriverError:
         status = api.cuInit(0)[0]
         if status and int(status) != _NO_DEVICE:
             return Driver(0, api).error(status, "cuInit")
-        version = api.cuDriverGetVersion()[1]
+        failed, version = api.cuDriverGetVersion()
+        if failed:
+            return Driver(0, api).error(failed, "cuDriverGetVersion")
         if version < MINIMUM_DRIVER:
             return DriverError(
                 None, "cuDriverGetVersion", name=_version_text(version),

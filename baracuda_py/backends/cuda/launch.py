@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from attrs import frozen
+
 from baracuda_py.backends.cuda.context import Context
 from baracuda_py.backends.cuda.driver import Driver
 from baracuda_py.backends.cuda.streams import current_stream, stream_handle
@@ -27,15 +29,27 @@ __all__ = ["CudaExecutable"]
 _MASK = (1 << 64) - 1
 
 
+@frozen(eq=False)
+class _Layout:
+    """The first slot of each parameter, and the number of slots. `_layout` makes one of a kind; identity compares."""
+
+    offsets: tuple[int, ...]
+    slots: int
+
+
+_layout = cache(_Layout)
+
+
 class _Frame:
     """Memory for one launch's parameters: the slots, and the pointers to each parameter's first slot."""
 
     __slots__ = ("address", "buffer", "pointers")
 
-    def __init__(self, offsets: tuple[int, ...], slots: int) -> None:
-        self.buffer = (ctypes.c_uint64 * max(slots, 1))()
+    def __init__(self, layout: _Layout) -> None:
+        self.buffer = (ctypes.c_uint64 * max(layout.slots, 1))()
         base = ctypes.addressof(self.buffer)
-        self.pointers = (ctypes.c_void_p * max(len(offsets), 1))(*(base + 8 * offset for offset in offsets))
+        addresses = [base + 8 * offset for offset in layout.offsets]
+        self.pointers = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
         self.address = ctypes.addressof(self.pointers)
 
 
@@ -43,7 +57,7 @@ class _Frames(threading.local):
     """This thread's frames, by layout; layouts are as few as kernel signatures."""
 
     def __init__(self) -> None:
-        self.by_layout: dict[tuple[tuple[int, ...], int], _Frame] = {}
+        self.by_layout: dict[_Layout, _Frame] = {}
 
 
 _frames = _Frames()
@@ -58,7 +72,8 @@ def _source(part: int | Pointer | Stride, names: tuple[str, ...]) -> str:
         address = f"{operand}.pointer + {part.offset}" if part.offset else f"{operand}.pointer"
         return f"({address} if {operand} is not None else 0)"
     if isinstance(part, Stride):
-        return f"o[{names.index(part.argument)}].strides[{part.axis}] & {_MASK}"
+        operand = f"o[{names.index(part.argument)}]"
+        return f"({operand}.strides[{part.axis}] & {_MASK} if {operand} is not None else 0)"
     return str(part & _MASK)
 
 
@@ -91,7 +106,7 @@ class _Step:
         parts, offsets = _flatten(launch.parameters)
         self.function = function
         self.geometry = (*launch.grid, *launch.block, launch.shared_bytes)
-        self.layout = (offsets, len(parts))
+        self.layout = _layout(offsets, len(parts))
         self.pack = _packer(parts, names)
 
 
@@ -127,7 +142,7 @@ class CudaExecutable:
             for step in self._steps:
                 frame = _frames.by_layout.get(step.layout)
                 if frame is None:
-                    frame = _frames.by_layout[step.layout] = _Frame(*step.layout)
+                    frame = _frames.by_layout[step.layout] = _Frame(step.layout)
                 step.pack(frame.buffer, operands, workspace)
                 status = self._launch_kernel(step.function, *step.geometry, stream, frame.address, 0)[0]
                 if status:
@@ -142,7 +157,7 @@ class CudaExecutable:
         """A callable with frames of its own, filled once."""
         calls = []
         for step in self._steps:
-            frame = _Frame(*step.layout)
+            frame = _Frame(step.layout)
             step.pack(frame.buffer, operands, workspace.pointer)
             calls.append(((step.function, *step.geometry), frame))
         return _bound(self, stream, tuple(calls), (workspace, tuple(operands)))
