@@ -7,6 +7,7 @@ address, innermost stride, row stride, alignment, device; then, over all of them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from baracuda_py.errors import BaracudaError, InvalidProblem, MisalignedOperand
@@ -65,23 +66,32 @@ class OperandChecker:
         descriptor: the problem.
         alignment: bytes, by argument name, beyond the element's own size.
         device: where the plan runs.
+        workspace_size: bytes of the workspace that the plan uses.
     """
 
     def __init__(
-        self, where: str, specs: Sequence[TensorSpec], descriptor: Any, alignment: Mapping[str, int], device: Device
+        self,
+        where: str,
+        specs: Sequence[TensorSpec],
+        descriptor: Any,
+        alignment: Mapping[str, int],
+        device: Device,
+        workspace_size: int,
     ) -> None:
         self._where = where
         self._slots = [_Slot(spec, descriptor, alignment.get(spec.name, 1)) for spec in specs]
         self._device = HOST_MEMORY if device.kind == "host" else device.ordinal
         self._device_text = str(device)
+        self._workspace_size = workspace_size
+        self._written = [index for index, slot in enumerate(self._slots) if slot.written]
+        self._arguments = attrgetter(*(slot.name for slot in self._slots), "__class__")  # a tuple, even of one argument
         self.names = tuple(slot.name for slot in self._slots)
 
     def views(self, args: Any, workspace: Workspace, stream: int) -> list[TensorRef | None]:
         """Views of `args` in spec order, None for absent ones; raises the error of the first broken rule."""
         views: list[TensorRef | None] = []
         extents: list[tuple[int, int]] = []
-        for slot in self._slots:
-            source = getattr(args, slot.name)
+        for slot, source in zip(self._slots, self._arguments(args), strict=False):
             accepted = slot.accepted
             if (
                 accepted is not None
@@ -99,9 +109,20 @@ class OperandChecker:
             view = self._view(slot, source, stream)
             views.append(view)
             extents.append((0, 0) if view is None else view.extent)
-        for index, slot in enumerate(self._slots):
-            if slot.written:
-                self._check_overlap(index, views, extents, workspace)
+        for index in self._written:
+            low, high = extents[index]
+            crossing = 0  # counts itself
+            for other_low, other_high in extents:
+                if low < other_high and other_low < high:
+                    crossing += 1
+            if crossing > 1:
+                self._check_overlap(index, views, extents)
+        if workspace.nbytes:
+            start = workspace.pointer
+            end = start + min(workspace.nbytes, self._workspace_size)
+            for index, (low, high) in enumerate(extents):
+                if low < end and start < high and low < high:
+                    raise self._error(self._slots[index], "overlap", "must not share memory with the workspace")
         return views
 
     def _view(self, slot: _Slot, source: Any, stream: int) -> TensorRef | None:
@@ -138,8 +159,8 @@ class OperandChecker:
         if slot.written and any(e > 1 and s == 0 for e, s in zip(view.shape, view.strides, strict=True)):
             raise self._error(slot, "row stride", "must not write one element twice", value=view.strides)
         strided = [s for e, s in zip(view.shape[:-1], view.strides[:-1], strict=True) if e > 1]
-        misaligned = [view.pointer, *(stride * nbytes for stride in strided if slot.strides != "any")]
-        for value in misaligned:
+        # The pitch of a contiguous tensor follows from the descriptor: what it may be is a rule of the kernel.
+        for value in (view.pointer, *(stride * nbytes for stride in strided if slot.strides == "rows")):
             if value % slot.alignment:
                 what = "address" if value is view.pointer else "row stride in bytes"
                 raise MisalignedOperand(
@@ -166,19 +187,17 @@ class OperandChecker:
             width = max(width, view.strides[axis] * view.shape[axis])
 
     def _check_overlap(
-        self, index: int, views: list[TensorRef | None], extents: list[tuple[int, int]], workspace: Workspace
+        self, index: int, views: list[TensorRef | None], extents: list[tuple[int, int]]
     ) -> None:
         low, high = extents[index]
         for other, (other_low, other_high) in enumerate(extents):
-            if other != index and low < other_high and other_low < high:
+            if other != index and max(low, other_low) < min(high, other_high):
                 view, second = views[index], views[other]
-                if view is None or second is None:
-                    continue
+                assert view is not None
+                assert second is not None
                 if not _disjoint_columns(view, second):
                     slot = self._slots[index]
                     raise self._error(slot, "overlap", f"must not share memory with {self._slots[other].name}")
-        if low < workspace.pointer + workspace.nbytes and workspace.pointer < high:
-            raise self._error(self._slots[index], "overlap", "must not share memory with the workspace")
 
     def _error(
         self, slot: _Slot, rule: str, must: str, *, value: Any = None, got: str = "", why: str = ""

@@ -1,0 +1,51 @@
+"""Runs one share of the GPU kernels, each on every small example it serves, once: the program under compute-sanitizer.
+
+    compute-sanitizer --tool memcheck python benchmarks/_sanitized.py 0/4
+
+Outputs and workspaces are fresh device memory that nothing has written, so that initcheck sees what is read too early.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import baracuda_py as bp
+from baracuda_py.arrays import empty
+from baracuda_py.testing.calls import Case, cases
+from baracuda_py.testing.data import inputs_for
+
+
+def run(case: Case) -> None:
+    """One call on exactly sized allocations of its own; the outputs are copied back."""
+    inputs = inputs_for(case.op, case.descriptor)
+    tensors = {}
+    for spec in case.op.specs:
+        if not spec.needed_on(case.descriptor):
+            tensors[spec.name] = None
+        elif spec.role == "out":
+            tensors[spec.name] = empty(
+                spec.shape_on(case.descriptor), spec.elements_on(case.descriptor)[0], case.device
+            )
+        else:
+            tensors[spec.name] = bp.to_device(inputs[spec.name], case.device)
+    plan = case.plan
+    plan.run(0, bp.allocate_workspace(plan), case.op.args(**tensors))
+    for spec in case.op.specs:
+        if spec.written:
+            tensors[spec.name].numpy()
+
+
+def main() -> None:
+    share, shares = map(int, sys.argv[1].split("/"))
+    registry = bp.default_registry()
+    mine = [case for case in cases(registry, registry.device(0)) if not case.empty][share::shares]
+    for case in mine:
+        run(case)
+    print(f"calls: {len(mine)}")
+
+
+if __name__ == "__main__":
+    main()
