@@ -12,6 +12,7 @@
 #include "baracuda/awq_gemm_small_m_lane.cuh"
 #include "baracuda/int4_pair.cuh"
 #include "baracuda/mma.cuh"
+#include "baracuda/shared_memory.cuh"
 
 namespace baracuda {
 
@@ -135,7 +136,7 @@ __device__ __forceinline__ void consume_hf_gemm(const Lane& lane,
 template <WeightLayout kLayout, int kTiles, int kParts, typename Element>
 __device__ __forceinline__ void awq_gemm_small_m(const AwqGemmOperands<Element>& operands) {
   using Lane = SmallMLane<kLayout, kTiles, kParts, Element>;
-  extern __shared__ __align__(16) float s_sums[];  // (warps, kMaxTokens, kChannels)
+  float* s_sums = dynamic_shared<float>();  // (warps, kMaxTokens, kChannels)
   const int lane_index = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
   const int warps = static_cast<int>(blockDim.x) / kWarpLanes;

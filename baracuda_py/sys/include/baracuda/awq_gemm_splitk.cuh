@@ -12,6 +12,7 @@
 #include "baracuda/awq_gemm_splitk_tile.cuh"
 #include "baracuda/int4_pair.cuh"
 #include "baracuda/mma.cuh"
+#include "baracuda/shared_memory.cuh"
 
 namespace baracuda {
 
@@ -102,7 +103,7 @@ __device__ __forceinline__ void fold_group(float (&sums)[kTilesM][kTilesN][4],
 template <WeightLayout kLayout, typename Tile, typename Element>
 __device__ __forceinline__ void awq_gemm_splitk(const AwqGemmOperands<Element>& operands,
                                                 float* __restrict__ g_partials) {  // (split_k, m, oc)
-  extern __shared__ __align__(16) char s_ring[];
+  char* s_ring = dynamic_shared<char>();
   constexpr int kTilesM = Tile::kTilesM;
   const SplitKRange range = splitk_range<Tile>(operands.m, operands.ic, operands.oc);
   const int tiles = (range.k_end - range.k_begin + Tile::kTileK - 1) / Tile::kTileK;
