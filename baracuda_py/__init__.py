@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from baracuda_py import errors as errors
     from baracuda_py.arrays import allocate_workspace as allocate_workspace
     from baracuda_py.arrays import to_device as to_device
+    from baracuda_py.ops.gemm.dense_gemm import DenseGemmArgs as DenseGemmArgs
+    from baracuda_py.ops.gemm.dense_gemm import DenseGemmDescriptor as DenseGemmDescriptor
+    from baracuda_py.ops.gemm.dense_gemm import GeluForm as GeluForm
     from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout as AwqWeightLayout
     from baracuda_py.ops.quantize.awq_gemm import Int4AwqGemmArgs as Int4AwqGemmArgs
     from baracuda_py.ops.quantize.awq_gemm import Int4AwqGemmDescriptor as Int4AwqGemmDescriptor
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from baracuda_py.vocab.tensors import TensorMut as TensorMut
     from baracuda_py.vocab.tensors import TensorRef as TensorRef
 
+    DenseGemmPlan: type[Plan]
     Int4AwqGemmPlan: type[Plan]
 
 __version__ = "0.1.0"
@@ -58,6 +62,7 @@ _PUBLIC_MODULES = (
 @cache
 def default_registry() -> Registry[Plan]:
     """The registry of the built-in ops and backends, and of installed plug-ins; made at the first call."""
+    from baracuda_py.backends.cublaslt import CublasLtBackend
     from baracuda_py.backends.cuda import CudaBackend
     from baracuda_py.backends.host import HostBackend
     from baracuda_py.ops import builtin_ops
@@ -65,7 +70,7 @@ def default_registry() -> Registry[Plan]:
 
     registry = new_registry(plugins=True)
     cuda = CudaBackend()
-    for backend in (HostBackend(), cuda):
+    for backend in (HostBackend(), cuda, CublasLtBackend(cuda)):
         registry.register_backend(backend)
     for op in builtin_ops():
         registry.register(op)

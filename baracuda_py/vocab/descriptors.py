@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -13,7 +15,7 @@ from attrs import frozen
 from baracuda_py.vocab.enums import ElementKind
 from baracuda_py.vocab.expr import Expr, has_attribute
 
-__all__ = ["TensorSpec", "arguments", "descriptor", "enum_field", "int_field", "specs_of", "tensor"]
+__all__ = ["TensorSpec", "arguments", "descriptor", "enum_field", "float_field", "int_field", "specs_of", "tensor"]
 
 _T = TypeVar("_T", bound=type)
 Strides = Literal["contiguous", "rows", "any"]
@@ -36,6 +38,23 @@ def int_field(*, default: Any = attrs.NOTHING) -> Any:
     return attrs.field(default=default, converter=_to_ints)
 
 
+def _to_float(value: Any) -> float:
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"must be a real number, not {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"must be finite, not {value!r}")
+    return number
+
+
+def float_field(*, default: Any = attrs.NOTHING) -> Any:
+    """A descriptor field that is a real number: an int, a float, or NumPy's.
+
+    TypeError for anything else; ValueError for infinities and for NaN, which as part of a descriptor would equal none.
+    """
+    return attrs.field(default=default, converter=_to_float)
+
+
 def enum_field(enum: type[Enum], *, default: Any = attrs.NOTHING) -> Any:
     """A descriptor field that is a member of `enum`, or None where the default is None."""
     optional = default is None
@@ -47,7 +66,7 @@ def enum_field(enum: type[Enum], *, default: Any = attrs.NOTHING) -> Any:
     return attrs.field(default=default, validator=check)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(int_field, enum_field, attrs.field))
+@dataclass_transform(frozen_default=True, field_specifiers=(int_field, float_field, enum_field, attrs.field))
 def descriptor(cls: _T) -> _T:
     """Make `cls` a descriptor: a frozen, hashable attrs class with a `with_<field>` copy method an optional field."""
     made: Any = attrs.frozen(cls, slots=False, cache_hash=True)
