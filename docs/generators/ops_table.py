@@ -30,13 +30,14 @@ def page() -> str:
     )
 
 
-def _groups(kernels: Iterable[Kernel]) -> list[list[Kernel]]:
-    """Kernels that differ only in element, layout, epilogue and kind; groups sorted by their first token."""
+def _groups(kernels: Iterable[Kernel], *, by_guarantee: bool = True) -> list[list[Kernel]]:
+    """Kernels that differ only in element, layout, epilogue, kind and, if asked, guarantee; in a stable order."""
     groups: dict[Any, list[Kernel]] = {}
     for kernel in sorted(kernels, key=lambda kernel: kernel.sku):
         sku = kernel.sku
-        key = (sku.backend, sku.arch, sku.variant, sku.precision_guarantee, kernel.rules, kernel.doc)
-        groups.setdefault((*key, tuple(sorted(kernel.alignment.items()))), []).append(kernel)
+        told_apart = (sku.backend, sku.arch, sku.variant, kernel.rules, kernel.doc, *sorted(kernel.alignment.items()))
+        guarantee = sku.precision_guarantee if by_guarantee else None
+        groups.setdefault((guarantee, told_apart), []).append(kernel)
     return sorted(groups.values(), key=lambda group: (group[0].sku.arch, group[0].sku.variant, group[0].sku))
 
 
@@ -71,7 +72,12 @@ def _op(op: Op) -> str:
     if op.contract:
         plan = f"{named.removesuffix('Descriptor')}Plan"
         parts += [f"`{plan}.select` checks instead, in this order:\n", _rules(op.contract)]
-    for group in _groups(op.kernels):
+    heading = ""
+    for group in _groups(op.kernels, by_guarantee=False):
+        sku = group[0].sku
+        words = dict.fromkeys((sku.backend.name.lower(), sku.arch.name.lower(), sku.variant))  # "host host" is "host"
+        if heading != (heading := " ".join(filter(None, words))):
+            parts.append(f"### {heading}\n")
         parts += _kernels(group)
     return "\n".join(parts)
 
@@ -82,15 +88,13 @@ def _rules(rules: Iterable[Rule]) -> str:
 
 
 def _kernels(group: list[Kernel]) -> list[str]:
-    kernel, sku = group[0], group[0].sku
-    words = dict.fromkeys((sku.backend.name.lower(), sku.arch.name.lower(), sku.variant))  # the host's arch is host
-    parts = [f"### {' '.join(filter(None, words))}\n"]
-    if kernel.doc:
-        parts.append(f"{kernel.doc[:1].upper()}{kernel.doc[1:]}.\n")
-    parts.append(
-        f"{_names(group, 'element')}; layouts {_names(group, 'layout')}; epilogues {_names(group, 'epilogue')}. "
-        f"{_promise(sku.precision_guarantee)}\n"
-    )
+    kernel = group[0]
+    doc = f"{kernel.doc[:1].upper()}{kernel.doc[1:]}. " if kernel.doc else ""
+    parts = [f"{doc}Layouts {_names(group, 'layout')}; epilogues {_names(group, 'epilogue')}.\n"]
+    promises: dict[PrecisionGuarantee, list[Kernel]] = {}
+    for one in group:
+        promises.setdefault(one.sku.precision_guarantee, []).append(one)
+    parts.append("".join(f"- {_names(same, 'element')}: {_promise(what)}\n" for what, same in promises.items()))
     if kernel.alignment:
         aligned = ", ".join(f"`{argument}` to {nbytes}" for argument, nbytes in kernel.alignment.items())
         parts.append(f"Alignment in bytes: {aligned}.\n")
@@ -111,6 +115,6 @@ def _promise(guarantee: PrecisionGuarantee) -> str:
     }
     promises = [text for text, value in kept.items() if value] or ["nothing about bits"]
     return (
-        f"Multiplies {math.name.lower()}, sums in {sums.name.lower()}, keeps partial sums in {partial.name.lower()}; "
+        f"multiplies {math.name.lower()}, sums in {sums.name.lower()}, keeps partial sums in {partial.name.lower()}; "
         f"promises {', '.join(promises)}."
     )
