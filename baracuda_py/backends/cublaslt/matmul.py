@@ -1,6 +1,4 @@
-"""The cuBLASLt backend: matrix products through the bindings of nvmath-python.
-
-    output = activation(alpha * a @ b + beta * output + bias)        row-major, strided batches
+"""One product, as cuBLASLt is asked for it.
 
 cuBLASLt stores matrices by columns, and a row-major matrix read by columns is its transpose. So it is asked for
 output^T = b^T @ a^T: its A is our b, its B our a, its rows are our columns. The bias, which it adds along its rows,
@@ -18,29 +16,20 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from attrs import frozen
 
-from baracuda_py.backends.cuda import CudaBackend
-from baracuda_py.backends.cuda.streams import current_stream, stream_handle
-from baracuda_py.errors import BaracudaError, KernelInternal, Unsupported
-from baracuda_py.vocab.code import Launch, LibraryCode
-from baracuda_py.vocab.device import Device
+from baracuda_py.errors import KernelInternal
 from baracuda_py.vocab.enums import ElementKind, EpilogueKind
-from baracuda_py.vocab.preference import Workspace
 from baracuda_py.vocab.tensors import TensorRef
 
-__all__ = ["CublasLtBackend", "MatmulProblem"]
+__all__ = ["Geometry", "Library", "Matmul", "MatmulProblem"]
 
 _NOT_SUPPORTED = 15  # CUBLAS_STATUS_NOT_SUPPORTED
 _TRANSPOSE = 1  # CUBLAS_OP_T
 _ALIGNMENT = 16  # bytes; no kernel loads more at once, and a stricter promise would tell more pointers apart
-_CACHE_LIMIT = 64  # configured products a plan keeps; a clear, not an eviction, because few callers vary their strides
 
 # cublasLtNumericalImplFlags_t: byte 1 says what sums are kept in, byte 2 what operands are multiplied in; the rest is
 # which instruction does it, which is left open.
@@ -117,14 +106,14 @@ class MatmulProblem:
     workspace_bytes: int
 
 
-class _Pitch(NamedTuple):
+class Pitch(NamedTuple):
     """Distances in elements between the rows, and between the matrices, of one operand."""
 
     row: int
     matrix: int
 
     @classmethod
-    def of(cls, view: TensorRef) -> _Pitch:
+    def of(cls, view: TensorRef) -> Pitch:
         """Those of `view`; along an axis of extent 1, whose stride may be anything, those of a packed operand."""
         rows, columns = view.shape[-2:]
         row = view.strides[-2] if rows > 1 else columns
@@ -132,16 +121,38 @@ class _Pitch(NamedTuple):
         return cls(row, view.strides[0] if batched else rows * row)
 
 
-class _Geometry(NamedTuple):
+class Geometry(NamedTuple):
     """All that an algorithm's choice depends on beside the problem: pitches, and each address's alignment in bytes."""
 
-    a: _Pitch
-    b: _Pitch
-    output: _Pitch
+    a: Pitch
+    b: Pitch
+    output: Pitch
     alignments: tuple[int, int, int, int]  # of a, b, output, bias
 
+    @classmethod
+    def of(cls, a: TensorRef, b: TensorRef, output: TensorRef, bias: int) -> Geometry:
+        """That of one call's operands; `bias` is an address."""
+        alignments = _alignment(a.pointer), _alignment(b.pointer), _alignment(output.pointer), _alignment(bias)
+        return cls(Pitch.of(a), Pitch.of(b), Pitch.of(output), alignments)
 
-class _Library:
+    @classmethod
+    def packed(cls, problem: MatmulProblem) -> Geometry:
+        """That of contiguous operands in fresh allocations."""
+        m, n, k = problem.m, problem.n, problem.k
+        return cls(
+            Pitch(m if problem.a_transposed else k, m * k),
+            Pitch(k if problem.b_transposed else n, n * k),
+            Pitch(n, m * n),
+            (_ALIGNMENT, _ALIGNMENT, _ALIGNMENT, _ALIGNMENT),
+        )
+
+
+def _alignment(pointer: int) -> int:
+    """The power of two, up to `_ALIGNMENT`, that divides an address; that of an absent operand is full."""
+    return min(pointer & -pointer, _ALIGNMENT) or _ALIGNMENT
+
+
+class Library:
     """The bindings, whose failures become KernelInternal."""
 
     def __init__(self, api: Any) -> None:
@@ -167,10 +178,10 @@ class _Library:
         self.call(where, f"{what}_set_attribute", target, attribute, ctypes.addressof(value), ctypes.sizeof(value))
 
 
-class _Matmul:
+class Matmul:
     """One product, configured for one geometry: descriptor, layouts and algorithm. Freed with the object."""
 
-    def __init__(self, library: _Library, handle: int, problem: MatmulProblem, geometry: _Geometry, where: str) -> None:
+    def __init__(self, library: Library, handle: int, problem: MatmulProblem, geometry: Geometry, where: str) -> None:
         self._library = library
         self._handle = handle
         self._where = where
@@ -192,7 +203,7 @@ class _Matmul:
         return made
 
     def _describe(
-        self, stack: ExitStack, problem: MatmulProblem, numerics: _Numerics, geometry: _Geometry
+        self, stack: ExitStack, problem: MatmulProblem, numerics: _Numerics, geometry: Geometry
     ) -> int:
         api = self._library.api
         made = self._make(stack, "matmul_desc", numerics.compute, numerics.scale)
@@ -216,11 +227,11 @@ class _Matmul:
         self._bias = bias
 
     def _lay_out(
-        self, stack: ExitStack, problem: MatmulProblem, numerics: _Numerics, geometry: _Geometry
+        self, stack: ExitStack, problem: MatmulProblem, numerics: _Numerics, geometry: Geometry
     ) -> tuple[int, int, int]:
         attribute = self._library.api.MatrixLayoutAttribute
 
-        def layout(stored: tuple[int, int], pitch: _Pitch) -> int:
+        def layout(stored: tuple[int, int], pitch: Pitch) -> int:
             rows, columns = stored
             made = self._make(stack, "matrix_layout", numerics.data, columns, rows, pitch.row)
             if problem.batch > 1:
@@ -238,7 +249,7 @@ class _Matmul:
             layout((m, n), geometry.output),
         )
 
-    def _choose(self, problem: MatmulProblem, numerics: _Numerics, geometry: _Geometry) -> Any:
+    def _choose(self, problem: MatmulProblem, numerics: _Numerics, geometry: Geometry) -> Any:
         """The heuristic's first algorithm, as an array of one cublasLtMatmulHeuristicResult_t."""
         import numpy as np
 
@@ -279,174 +290,3 @@ class _Matmul:
                 a, layout_a, ctypes.addressof(self._beta), output, layout_output, output, layout_output,
                 self._algorithm.ctypes.data, workspace, self._workspace_bytes, stream,
             )  # fmt: skip
-
-
-class CublasLtExecutable:
-    """The product of one plan on one device; its launches are the library's own, and not listed."""
-
-    launches: tuple[Launch, ...] = ()
-
-    def __init__(
-        self, library: _Library, handle: int, context: Any, problem: MatmulProblem, names: Sequence[str], where: str
-    ) -> None:
-        self.device: Device = context.device
-        self._library = library
-        self._handle = handle
-        self._context = context
-        self._problem = problem
-        self._where = where
-        self._indices = tuple(names.index(name) for name in ("a", "b", "output", "bias"))
-        self._lock = threading.Lock()
-        self._configured: dict[_Geometry, _Matmul] = {}
-        self._matmul(_packed(problem))  # the library chooses now what most runs will ask for
-
-    def stream_handle(self, stream: Any, owner: Any) -> int:
-        """See `Executable`."""
-        ordinal = self.device.ordinal
-        assert ordinal is not None
-        return current_stream(owner, ordinal) if stream is None else stream_handle(stream)
-
-    def _matmul(self, geometry: _Geometry) -> _Matmul:
-        found = self._configured.get(geometry)
-        if found is None:
-            with self._lock:
-                found = self._configured.get(geometry)
-                if found is None:
-                    if len(self._configured) >= _CACHE_LIMIT:
-                        self._configured = {}
-                    found = _Matmul(self._library, self._handle, self._problem, geometry, self._where)
-                    self._configured[geometry] = found
-        return found
-
-    def _resolve(self, operands: Sequence[TensorRef | None]) -> tuple[_Geometry, tuple[int, int, int, int]]:
-        """The geometry of a call, and the addresses of its operands."""
-        a, b, output, bias = (operands[index] for index in self._indices)
-        assert a is not None
-        assert b is not None
-        assert output is not None
-        pointers = (a.pointer, b.pointer, output.pointer, bias.pointer if bias is not None else 0)
-        first, second, third, fourth = map(_alignment, pointers)
-        return _Geometry(_Pitch.of(a), _Pitch.of(b), _Pitch.of(output), (first, second, third, fourth)), pointers
-
-    def run(self, stream: int, workspace: int, operands: Sequence[TensorRef | None]) -> None:
-        """Enqueue on `stream`. Strides or alignments that are new to the plan cost a look-up in the library, once."""
-        geometry, pointers = self._resolve(operands)
-        pushed = self._context.enter()
-        try:
-            self._matmul(geometry).enqueue(*pointers, workspace, stream)
-        finally:
-            if pushed:
-                self._context.leave()
-
-    def bind(
-        self, stream: int | None, workspace: Workspace, operands: Sequence[TensorRef | None]
-    ) -> Callable[[], None]:
-        """A callable that only enqueues."""
-        geometry, pointers = self._resolve(operands)
-        with self._context.current():
-            enqueue = self._matmul(geometry).enqueue
-        context, held = self._context, (workspace, tuple(operands))
-        first = operands[self._indices[0]]
-        owner = None if first is None else first.owner
-
-        def bound(_held: Any = held) -> None:
-            handle = self.stream_handle(None, owner) if stream is None else stream
-            pushed = context.enter()
-            try:
-                enqueue(*pointers, workspace.pointer, handle)
-            finally:
-                if pushed:
-                    context.leave()
-
-        return bound
-
-
-def _alignment(pointer: int) -> int:
-    """The power of two, up to `_ALIGNMENT`, that divides an address; that of an absent operand is full."""
-    return min(pointer & -pointer, _ALIGNMENT) or _ALIGNMENT
-
-
-def _packed(problem: MatmulProblem) -> _Geometry:
-    """Contiguous operands in fresh allocations."""
-    m, n, k = problem.m, problem.n, problem.k
-    return _Geometry(
-        _Pitch(m if problem.a_transposed else k, m * k),
-        _Pitch(k if problem.b_transposed else n, n * k),
-        _Pitch(n, m * n),
-        (_ALIGNMENT, _ALIGNMENT, _ALIGNMENT, _ALIGNMENT),
-    )
-
-
-@cache
-def _absent() -> str | None:
-    """What is not installed of the bindings and the library; None when both are. Loads the library, which is lazy."""
-    if find_spec("nvmath") is None:
-        return "nvmath-python"
-    try:
-        from cuda.pathfinder import load_nvidia_dynamic_lib
-
-        load_nvidia_dynamic_lib("cublasLt")
-    except (ImportError, RuntimeError):  # pathfinder's DynamicLibNotFoundError is a RuntimeError
-        return "libcublasLt"
-    return None
-
-
-def _load() -> Any:
-    from nvmath.bindings import cublasLt
-
-    return cublasLt
-
-
-class CublasLtBackend:
-    """Runs `LibraryCode` whose problem is a `MatmulProblem`. Making one loads nothing.
-
-    Args:
-        cuda: the backend whose contexts it works in.
-        absent: names what is not installed, or returns None.
-        load: returns the module `nvmath.bindings.cublasLt`.
-    """
-
-    name = "cublaslt"
-
-    def __init__(
-        self, cuda: CudaBackend, absent: Callable[[], str | None] = _absent, load: Callable[[], Any] = _load
-    ) -> None:
-        self._cuda = cuda
-        self._absent = absent
-        self._load = load
-        self._lock = threading.Lock()
-        self._library: _Library | None = None
-        self._handles: dict[int, int] = {}
-
-    def missing(self, code: LibraryCode, device: Device) -> BaracudaError | None:
-        """Unsupported, with what to install, unless the bindings and the library are there."""
-        absent = self._absent()
-        if absent is None:
-            return None
-        return Unsupported(
-            self.name, f"{absent} must be installed", rule=absent, got="not found",
-            fix="Run: pip install 'baracuda-py[nvidia]'",
-        )  # fmt: skip
-
-    def prepare(
-        self, code: LibraryCode, descriptor: Any, device: Device, names: tuple[str, ...], where: str
-    ) -> CublasLtExecutable:
-        """Have the library choose an algorithm for contiguous operands; KernelInternal when it has none."""
-        problem = MatmulProblem(**code.problem(descriptor))
-        context = self._cuda.context(device)
-        with context.current():
-            library, handle = self._open(device, where)
-            return CublasLtExecutable(library, handle, context, problem, names, where)
-
-    def _open(self, device: Device, where: str) -> tuple[_Library, int]:
-        """The library, and its handle on `device`, whose context is current. Handles live as long as the backend."""
-        assert device.ordinal is not None
-        with self._lock:
-            if self._library is None:
-                self._library = _Library(self._load())
-            handle = self._handles.get(device.ordinal)
-            if handle is None:
-                handle = self._handles[device.ordinal] = int(self._library.call(where, "create"))
-                # At exit the driver may be gone already, and the process's end frees the handle anyway.
-                weakref.finalize(self, self._library.api.destroy, handle).atexit = False
-            return self._library, handle
