@@ -21,7 +21,7 @@ from generators.markdown import NOTICE, docstring, slug, table
 __all__ = ["module_page", "pages"]
 
 _ROOT_NAMES = ("select", "explain", "default_registry")
-_INTERNAL = ("backends.cuda.", "cli", "operands", "ops.", "sys.", "vocab.dlpack")  # but modules of ops have pages
+_INTERNAL = re.compile(r"cli\b|operands$|sys\.|vocab\.dlpack$|backends\.\w+\.|.*\b_")
 
 
 def pages() -> dict[str, str]:
@@ -49,7 +49,7 @@ def module_page(module_name: str) -> str:
 def _public_modules() -> Iterator[ModuleType]:
     for found in walk_packages(baracuda_py.__path__, "baracuda_py."):
         name = found.name.removeprefix("baracuda_py.")
-        if name.rpartition(".")[2].startswith("_") or (name.startswith(_INTERNAL) and not name.startswith("ops.")):
+        if _INTERNAL.match(name):
             continue
         module = import_module(found.name)
         if hasattr(module, "OP") if name.startswith("ops.") else hasattr(module, "__all__"):
