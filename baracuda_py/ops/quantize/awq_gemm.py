@@ -96,7 +96,7 @@ class Int4AwqGemmDescriptor:
     @property
     def scales_kind(self) -> ElementKind:
         """The element of the scales."""
-        return self.scales_element or self.element
+        return self.element if self.scales_element is None else self.scales_element  # F16 is 0
 
     @property
     def has_bias(self) -> bool:

@@ -1,0 +1,46 @@
+"""Exit codes, and how an error is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import IntEnum
+
+from baracuda_py.errors import BaracudaError, InvalidProblem, NoKernel, Unsupported
+
+__all__ = ["EXIT_CODES_HELP", "ExitCode", "exit_code", "message", "reason"]
+
+
+class ExitCode(IntEnum):
+    """What a script can tell from."""
+
+    OK = 0
+    FAILED = 1  # a computation or a check failed
+    USAGE = 2  # the command line is wrong; what typer uses
+    REFUSED = 3  # the problem is invalid, or nothing here serves it
+
+
+EXIT_CODES_HELP = (
+    "Exit codes: 0 done; 1 a computation or a check failed; 2 wrong usage; "
+    "3 refused: the problem is invalid, or no kernel serves it."
+)
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """The code for an error that ends a command."""
+    return ExitCode.REFUSED if isinstance(error, (Unsupported, InvalidProblem)) else ExitCode.FAILED
+
+
+def reason(error: BaracudaError) -> str:
+    """The message without the place that refused."""
+    return str(error).removeprefix(f"{error.where}: ")
+
+
+def message(error: BaseException) -> str:
+    """One readable message. `NoKernel` lists every kernel; here the refusals that are alike are counted."""
+    if isinstance(error, NoKernel):
+        head = str(error).splitlines()[0]
+        counted = Counter(reason(refused.refusal) for refused in error.refusals)
+        return "\n".join([head, *(f"  {count} x {text}" for text, count in counted.most_common())])
+    if isinstance(error, BaracudaError):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (--traceback before the command shows where)"

@@ -1,0 +1,34 @@
+"""How far a result may lie from the exact one, given what its kernel promises."""
+
+from __future__ import annotations
+
+from baracuda_py.vocab.enums import ElementKind
+from baracuda_py.vocab.sku import PrecisionGuarantee
+
+__all__ = ["relative_tolerance"]
+
+# Unit roundoff: the largest relative error of one rounding to nearest. Integer operands are exact.
+_ROUNDOFF = {
+    "F16": 2.0**-11,
+    "BF16": 2.0**-8,
+    "TF32": 2.0**-11,
+    "F32": 2.0**-24,
+    "F64": 2.0**-53,
+    "FP8_E4M3": 2.0**-4,
+    "FP8_E5M2": 2.0**-3,
+}
+# A sum in the accumulator's type rounds once a term, not once: the random walk over 2^16 terms.
+_ACCUMULATION = 2.0**8
+
+
+def relative_tolerance(guarantee: PrecisionGuarantee, output: ElementKind) -> float:
+    """Bound on ||y - exact|| / ||exact|| (Frobenius) for an output of element kind `output`.
+
+    The unit roundoff of the coarsest rounding on the way. The roundings of operands, partial sums and output are
+    independent and each has a root mean square of at most 1/sqrt(3) of that, so that three of them stay within it.
+    """
+    once = [output, guarantee.math_precision, guarantee.partial_sums]
+    single = [_ROUNDOFF[kind.name] for kind in once if kind is not None and kind.name in _ROUNDOFF]
+    accumulator = guarantee.accumulator
+    summed = _ACCUMULATION * _ROUNDOFF.get(accumulator.name, 0.0) if accumulator is not None else 0.0
+    return max(*single, summed, 0.0)
