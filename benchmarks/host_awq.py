@@ -51,14 +51,15 @@ def main() -> None:
     record = environment()
     record["problem"] = {"ic": arguments.ic, "oc": arguments.oc, "group_size": arguments.group_size, "element": "f16"}
     layer = Layer(arguments.ic, arguments.oc, arguments.group_size)
+    others = OtherProcesses()
     record["cells"] = [cell for m in arguments.m for cell in measure(layer, m, arguments.rounds)]
-    record["load_average_after"] = os.getloadavg()[0]
+    record["cores_used_by_others"] = others.cores_used()
 
     path = arguments.output or Path(__file__).parent / "results" / cpu_slug(record["cpu"]) / "host_awq.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print_table(record)
-    print(path)
+    print(f"cores used by other processes meanwhile: {record['cores_used_by_others']}\n{path}")
 
 
 class Layer:
@@ -167,8 +168,30 @@ def environment() -> dict[str, Any]:
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
         "commit": commit.stdout.strip() or "unknown",
-        "load_average_before": os.getloadavg()[0],
     }
+
+
+class OtherProcesses:
+    """What other processes took of this machine's cores since this was made: a run is quiet if that is near 0."""
+
+    def __init__(self) -> None:
+        self._start = self._seconds()
+
+    def cores_used(self) -> float | None:
+        """Mean number of cores; None where /proc/stat does not tell."""
+        if self._start is None:
+            return None
+        machine, own, now = (end - start for start, end in zip(self._start, self._seconds() or (), strict=True))
+        return round(max(0.0, machine - own) / now, 3)
+
+    @staticmethod
+    def _seconds() -> tuple[float, float, float] | None:
+        """CPU seconds of the machine (user, nice, system) and of this process, and the clock."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        ticks = sum(map(int, stat.read_text().split()[1:4]))
+        return ticks / os.sysconf("SC_CLK_TCK"), time.process_time(), time.perf_counter()
 
 
 def cpu_name() -> str:
