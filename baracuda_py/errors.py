@@ -15,6 +15,7 @@ from attrs import frozen
 __all__ = [
     "BaracudaError",
     "BufferTooSmall",
+    "CheckpointError",
     "DriverError",
     "InvalidProblem",
     "KernelInternal",
@@ -23,6 +24,7 @@ __all__ = [
     "Refused",
     "RegistrationError",
     "Unsupported",
+    "UnsupportedCheckpoint",
     "WorkspaceTooSmall",
 ]
 
@@ -87,6 +89,31 @@ class Unsupported(BaracudaError):
 
 class InvalidProblem(BaracudaError):
     """The descriptor or an argument contradicts the op's own rules."""
+
+
+class _OfCheckpoint(BaracudaError):
+    def __init__(self, file: object, must: str, *, tensor: str = "", **facts: Any) -> None:
+        self.file = str(file)
+        self.tensor = tensor
+        super().__init__(f"{self.file}: {tensor}" if tensor else self.file, must, **facts)
+
+
+class CheckpointError(_OfCheckpoint, InvalidProblem):
+    """A checkpoint that is damaged or contradicts itself.
+
+    Attributes:
+        file: the file or folder, as text.
+        tensor: the tensor or layer in it; `""` when it is not about one.
+    """
+
+
+class UnsupportedCheckpoint(_OfCheckpoint, Unsupported):
+    """A checkpoint in a format that is not read, or a conversion that would change weights.
+
+    Attributes:
+        file: the file or folder, as text.
+        tensor: the tensor or layer in it; `""` when it is not about one.
+    """
 
 
 class MisalignedOperand(BaracudaError):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -169,9 +169,9 @@ def _tensor(file: Path, name: str, entry: Any, data_start: int, file_nbytes: int
         f"data_offsets must lie within the {file_nbytes - data_start} bytes of data", "data_offsets", offsets,
     )  # fmt: skip
     if dtype in _BITS:
-        elements = _product(shape)
-        bits = elements * _BITS[dtype]
+        elements = _product(size for size in shape if size)
         check(elements < _ELEMENTS_LIMIT, "the shape must fit in the file", "shape", shape)
+        bits = elements * _BITS[dtype] if 0 not in shape else 0
         check(
             bits == (end - begin) * 8,
             f"{dtype} {_shortened(shape)} takes {(bits + 7) // 8} bytes and must have as many", "data_offsets", offsets,
@@ -200,12 +200,10 @@ def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _product(shape: list[int]) -> int:
+def _product(sizes: Iterable[int]) -> int:
     """Of the sizes, or `_ELEMENTS_LIMIT` if it is at least that: a long list of large sizes takes no time."""
-    if 0 in shape:
-        return 0
     product = 1
-    for size in shape:
+    for size in sizes:
         product *= size
         if product >= _ELEMENTS_LIMIT:
             return _ELEMENTS_LIMIT
@@ -217,7 +215,9 @@ def _printable(name: str) -> str:
 
 
 def _shortened(value: Any, limit: int = 80) -> str:
-    text = str(value)
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, (list, dict)) for item in value)):
+        return "something nested"  # perhaps deeper than repr can follow
+    text = str(value[:limit] if isinstance(value, (list, str)) else value)
     return _printable(text if len(text) <= limit else f"{text[:limit]}...")
 
 
