@@ -45,7 +45,8 @@ class Kernel:
         rules: what it asks of a descriptor beyond the op's own rules.
         workspace: bytes it needs for a descriptor on a device.
         cost: estimated time in microseconds, to rank kernels that serve the same problem.
-        alignment: bytes that an argument's pointer, and the byte distance of rows that may be strided, must be a multiple of.
+        alignment: bytes that an argument's pointer, and the byte distance of rows that may be strided, must be a
+            multiple of.
         doc: one line on when it is the one to use.
     """
 

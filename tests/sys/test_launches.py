@@ -33,7 +33,7 @@ def _check(launch: Launch, code: PtxCode) -> None:
     x, y, z = launch.block
     assert entry.max_threads is not None
     assert 0 < x * y * z <= entry.max_threads
-    assert all(0 < extent for extent in launch.grid)
+    assert min(launch.grid) > 0
     assert launch.grid[0] < 1 << 31
     assert max(launch.grid[1:]) < 1 << 16
     static = max(resources.shared_nbytes for resources in entry.resources.values())
