@@ -91,6 +91,9 @@ class OperandChecker:
         """Views of `args` in spec order, None for absent ones; raises the error of the first broken rule."""
         views: list[TensorRef | None] = []
         extents: list[tuple[int, int]] = []
+        start = workspace.pointer
+        end = start + min(workspace.nbytes, self._workspace_size)
+        lent = None  # an argument that lies in the workspace
         for slot, source in zip(self._slots, self._arguments(args), strict=False):
             accepted = slot.accepted
             if (
@@ -104,11 +107,17 @@ class OperandChecker:
                 pointer = source.data_ptr()
                 if pointer and pointer % slot.alignment == 0:
                     views.append(_moved(slot.kind, accepted.view, pointer, source))
-                    extents.append((pointer + accepted.low, pointer + accepted.high))
+                    low, high = pointer + accepted.low, pointer + accepted.high
+                    extents.append((low, high))
+                    if low < end and start < high:
+                        lent = slot
                     continue
             view = self._view(slot, source, stream)
             views.append(view)
-            extents.append((0, 0) if view is None else view.extent)
+            low, high = (0, 0) if view is None else view.extent
+            extents.append((low, high))
+            if low < end and start < high and low < high:
+                lent = slot
         for index in self._written:
             low, high = extents[index]
             crossing = 0  # counts itself
@@ -117,12 +126,8 @@ class OperandChecker:
                     crossing += 1
             if crossing > 1:
                 self._check_overlap(index, views, extents)
-        if workspace.nbytes:
-            start = workspace.pointer
-            end = start + min(workspace.nbytes, self._workspace_size)
-            for index, (low, high) in enumerate(extents):
-                if low < end and start < high and low < high:
-                    raise self._error(self._slots[index], "overlap", "must not share memory with the workspace")
+        if lent is not None:
+            raise self._error(lent, "overlap", "must not share memory with the workspace")
         return views
 
     def _view(self, slot: _Slot, source: Any, stream: int) -> TensorRef | None:

@@ -45,7 +45,9 @@ class Plan:
         op, code = selection.op, selection.kernel.code
         empty = op.is_empty(self.descriptor)
         self.workspace_size = op.workspace_size(self.kernel, self.descriptor, self.device)
-        self._checker = OperandChecker(op.name, op.specs, self.descriptor, self.kernel.alignment, self.device)
+        self._checker = OperandChecker(
+            op.name, op.specs, self.descriptor, self.kernel.alignment, self.device, self.workspace_size
+        )
         self._executable: Executable | None = None
         self.launches: tuple[Launch, ...] = ()
         if empty:

@@ -35,6 +35,8 @@ def test_views_say_what_the_arrays_say(stub: Any) -> None:
         (kit.DLPackArray(at, (4, 8)), (at, (4, 8), (8, 1), F16, 0)),
         (kit.DLPackArray(at, (4, 8), code=4, device=(2, 1)), (at, (4, 8), (8, 1), BF16, 1)),
         (kit.DLPackArray(at, (4, 8), strides=(16, 1), offset=64), (at + 64, (4, 8), (16, 1), F16, 0)),
+        (kit.DLPackArray(at, (4, 8), strides=(-8, 1), flags=0), (at, (4, 8), (-8, 1), F16, 0)),
+        (kit.JaxArray(at, (4, 8), code=4, flags=1), (at, (4, 8), (8, 1), BF16, 0)),
     ]  # fmt: skip
     for source, expected in cases:
         assert facts(bp.TensorRef.of(source)) == expected
@@ -76,6 +78,30 @@ def test_what_no_view_can_stand_for_is_refused(stub: Any) -> None:
         assert (caught.value.rule, caught.value.where) == (rule, "x")
 
 
+def test_read_only_memory_is_no_output(stub: Any) -> None:
+    at = bp.empty((64,), F16).pointer
+    for source in (
+        stub.kit.JaxArray(at, (4, 8), flags=1), stub.kit.InterfaceArray(at, (4, 8), data=(at, True)),
+    ):  # fmt: skip
+        bp.TensorRef.of(source)
+        with pytest.raises(InvalidProblem) as caught:
+            bp.TensorMut.of(source)
+        assert caught.value.rule == "writable"
+
+
+def test_operands_may_lie_in_the_workspaces_buffer_only_behind_what_the_plan_uses(stub: Any) -> None:
+    plan = stub.plan()
+    arena = bp.empty((plan.workspace_size + 256,), bp.ElementKind.U8)
+    workspace = bp.Workspace.borrowed(arena)
+    y = bp.empty((4, 8), F16)
+    behind = bp.TensorRef(arena.pointer + plan.workspace_size, (4, 8), F16, device=0)
+    plan.run(0, workspace, stub.kit.TinyArgs(behind, y))
+    within = bp.TensorRef(behind.pointer - 16, (4, 8), F16, device=0)
+    with pytest.raises(InvalidProblem, match="must not share memory with the workspace") as caught:
+        plan.run(0, workspace, stub.kit.TinyArgs(within, y))
+    assert caught.value.rule == "x overlap"
+
+
 @pytest.mark.stub(devices=2)
 def test_every_package_runs_and_bad_operands_never_launch(stub: Any) -> None:
     kit, plan, own = stub.kit, stub.plan(), stub.args()
@@ -96,6 +122,7 @@ def test_every_package_runs_and_bad_operands_never_launch(stub: Any) -> None:
     bad = [
         (torch(x), torch(x), InvalidProblem, "y overlap"),
         (torch(x), torch(workspace.pointer), InvalidProblem, "y overlap"),
+        (torch(workspace.pointer), torch(y), InvalidProblem, "x overlap"),
         (torch(x + 1), torch(y), MisalignedOperand, "x alignment"),
         (torch(0), torch(y), InvalidProblem, "x address"),
         (torch(x, index=1), torch(y), InvalidProblem, "x device"),

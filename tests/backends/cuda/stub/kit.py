@@ -198,7 +198,7 @@ class _TorchDtype:
         return f"torch.{self._name}"
 
 
-torch_float16, torch_bfloat16 = _TorchDtype("float16"), _TorchDtype("bfloat16")
+torch_float16, torch_bfloat16, torch_int32 = (_TorchDtype(name) for name in ("float16", "bfloat16", "int32"))
 
 
 class TorchTensor:
@@ -251,12 +251,22 @@ class _Tensor(ctypes.Structure):  # DLTensor
     )  # fmt: skip
 
 
+class _Versioned(ctypes.Structure):  # DLManagedTensorVersioned, DLPack 1.0
+    _fields_ = (
+        ("major", ctypes.c_uint32), ("minor", ctypes.c_uint32), ("manager", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p), ("flags", ctypes.c_uint64), ("tensor", _Tensor),
+    )  # fmt: skip
+
+
 class DLPackArray:
-    """An array with nothing but `__dlpack__`, as JAX's; remembers the streams it was asked to be ready for."""
+    """An array with nothing but `__dlpack__`; remembers the streams it was asked to be ready for.
+
+    `flags` makes it speak DLPack 1.0 (1: read-only); None: the version before, which knows no `max_version`.
+    """
 
     def __init__(
         self, pointer: int, shape: tuple[int, ...], *, code: int = 2, bits: int = 16, device: tuple[int, int] = (2, 0),
-        strides: tuple[int, ...] | None = None, offset: int = 0,
+        strides: tuple[int, ...] | None = None, offset: int = 0, flags: int | None = None,
     ) -> None:  # fmt: skip
         extents = (ctypes.c_int64 * len(shape))(*shape)
         steps = (ctypes.c_int64 * len(shape))(*strides) if strides else None
@@ -265,16 +275,32 @@ class DLPackArray:
             pointer, *device, len(shape), code, bits, 1, ctypes.cast(extents, ctypes.POINTER(ctypes.c_int64)),
             ctypes.cast(steps, ctypes.POINTER(ctypes.c_int64)) if steps else None, offset,
         )  # fmt: skip
+        self._versioned = None if flags is None else _Versioned(1, 0, None, None, flags, self._tensor)
         self.streams: list[Any] = []
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._tensor.device_type, self._tensor.device_id
 
-    def __dlpack__(self, *, stream: Any = "not given") -> Any:
+    def __dlpack__(self, *, stream: Any = "not given", **keywords: Any) -> Any:
+        if keywords and self._versioned is None:
+            raise TypeError("unexpected keyword")
         self.streams.append(stream)
         new = ctypes.pythonapi.PyCapsule_New
         new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        if self._versioned is not None:
+            assert keywords == {"max_version": (1, 0)}
+            return new(ctypes.addressof(self._versioned), b"dltensor_versioned", None)
         return new(ctypes.addressof(self._tensor), b"dltensor", None)
+
+
+class JaxArray(DLPackArray):
+    """JAX's arrays have `__cuda_array_interface__` too, which raises for bf16."""
+
+    __module__ = "jaxlib._jax"
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        raise RuntimeError("bfloat16 has no __cuda_array_interface__")
 
 
 class ProtocolStream:
