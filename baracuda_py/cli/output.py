@@ -152,10 +152,13 @@ def working(what: str) -> Iterator[None]:
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar while the block runs, on a terminal; gives the function that moves it on."""
     console = error_console()
+    if not console.is_terminal:
+        yield lambda _amount: None
+        return
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True),
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda amount: bar.advance(task, amount)
 
