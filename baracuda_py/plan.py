@@ -133,7 +133,8 @@ class Plan:
         """Check everything once and return a callable that only launches.
 
         The callable keeps the arguments and the workspace alive, and uses `stream`, or with None the stream that is
-        current when it is called. Raises as `run`.
+        current when it is called. It may have read the op's constant arguments (weights) already: change those, and
+        bind again. Raises as `run`.
         """
         executable, handle, views = self._ready(stream, workspace, args)
         if executable is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,9 +24,9 @@ def _importable(module: str) -> bool:
 class _HostExecutable:
     launches: tuple[Launch, ...] = ()
 
-    def __init__(self, function: Callable[..., None], descriptor: Any, device: Device, names: tuple[str, ...]) -> None:
+    def __init__(self, code: HostCode, descriptor: Any, device: Device, names: tuple[str, ...]) -> None:
         self.device = device
-        self._function = function
+        self._code = code
         self._descriptor = descriptor
         self._names = names
 
@@ -37,15 +37,19 @@ class _HostExecutable:
         return {n: None if v is None else v.numpy() for n, v in zip(self._names, operands, strict=True)}
 
     def run(self, stream: int, workspace: int, operands: Sequence[TensorRef | None]) -> None:
-        self._function(self._descriptor, **self._arrays(operands))
+        self._code.function(self._descriptor, **self._arrays(operands))
 
     def bind(
         self, stream: int | None, workspace: Workspace, operands: Sequence[TensorRef | None]
     ) -> Callable[[], None]:
-        arrays, held = self._arrays(operands), tuple(operands)
+        arrays = self._arrays(operands)
+        if self._code.prepare is not None:
+            call = self._code.prepare(self._descriptor, **arrays)
+        else:
+            call = partial(self._code.function, self._descriptor, **arrays)
 
-        def bound(_held: Any = held) -> None:
-            self._function(self._descriptor, **arrays)
+        def bound(_held: Any = tuple(operands)) -> None:
+            call()
 
         return bound
 
@@ -68,4 +72,4 @@ class HostBackend:
         self, code: HostCode, descriptor: Any, device: Device, names: tuple[str, ...], where: str
     ) -> _HostExecutable:
         """Bind the function to the descriptor."""
-        return _HostExecutable(code.function, descriptor, device, names)
+        return _HostExecutable(code, descriptor, device, names)

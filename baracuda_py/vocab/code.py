@@ -103,11 +103,14 @@ class HostCode:
 
     Attributes:
         function: called with the descriptor and the arguments by keyword; writes its outputs in place.
+        prepare: called like `function` when a run is bound; returns what the bound run calls. It may read the
+            arguments whose role is "constant" then, and must read the others at each call. None: `function` is bound.
         requires: name of a module that must be importable, e.g. `"onnxruntime"`; empty: none.
         install: what to run when it is missing.
     """
 
     function: Callable[..., None]
+    prepare: Callable[..., Callable[[], None]] | None = None
     requires: str = ""
     install: str = ""
     executor: str = field(default="host", init=False)

@@ -19,6 +19,7 @@ __all__ = ["TensorSpec", "arguments", "descriptor", "enum_field", "float_field",
 
 _T = TypeVar("_T", bound=type)
 Strides = Literal["contiguous", "rows", "any"]
+Role = Literal["in", "constant", "out", "inout"]
 _SPEC = "baracuda_spec"
 
 
@@ -98,7 +99,7 @@ class TensorSpec:
         element: an ElementKind, several that are bit-compatible, or the descriptor attribute that holds it.
         shape: dimension expressions, or one expression whose value is the whole shape.
         strides: `"contiguous"`, `"rows"` (innermost stride 1, rows do not overlap) or `"any"`.
-        role: `"in"`, `"out"` or `"inout"`.
+        role: `"in"`, `"constant"` (an input that a bound run may read when it is bound: weights), `"out"` or `"inout"`.
         needed: descriptor attribute that says whether the tensor must be there (True) or must be absent (False);
             empty: it must be there.
         doc: one line for the reference.
@@ -108,14 +109,14 @@ class TensorSpec:
     element: ElementKind | str | tuple[ElementKind, ...]
     shape: tuple[Expr, ...] | Expr
     strides: Strides = "contiguous"
-    role: Literal["in", "out", "inout"] = "in"
+    role: Role = "in"
     needed: str = ""
     doc: str = ""
 
     @property
     def written(self) -> bool:
         """Whether the kernel writes it."""
-        return self.role != "in"
+        return self.role in ("out", "inout")
 
     def elements_on(self, descriptor: object) -> tuple[ElementKind, ...]:
         """The element kinds that are accepted for `descriptor`; the first is the one that tests allocate."""
@@ -148,7 +149,7 @@ def tensor(
     shape: tuple[int | str, ...] | str,
     *,
     strides: Strides = "contiguous",
-    role: Literal["in", "out", "inout"] = "in",
+    role: Role = "in",
     needed: str = "",
     doc: str = "",
     default: Any = attrs.NOTHING,

@@ -20,6 +20,7 @@ __all__ = [
     "BinaryKind",
     "ConvKind",
     "CrossEntropyTargetKind",
+    "Discriminant",
     "ElementKind",
     "EmbeddingKind",
     "EpilogueKind",
@@ -56,7 +57,14 @@ __all__ = [
 ]
 
 
-class OpCategory(IntEnum):
+class Discriminant(IntEnum):
+    """Base of the enums: a number that is never falsy, so that `value or default` keeps a member numbered 0."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class OpCategory(Discriminant):
     """Family of an op: the first word of its SKU."""
 
     GEMM = 0
@@ -85,7 +93,7 @@ class OpCategory(IntEnum):
     MOE = 23
 
 
-class BackendKind(IntEnum):
+class BackendKind(Discriminant):
     """Who runs a kernel: our own CUDA code, an NVIDIA library, or the host."""
 
     BESPOKE = 0
@@ -107,7 +115,7 @@ class BackendKind(IntEnum):
     CCCL = 15
 
 
-class ArchSku(IntEnum):
+class ArchSku(Discriminant):
     """Architecture a kernel is compiled for. `served_by` in `vocab.device` says which GPUs load it."""
 
     SM80 = 0
@@ -119,7 +127,7 @@ class ArchSku(IntEnum):
     SM120A = 5
 
 
-class LayoutSku(IntEnum):
+class LayoutSku(Discriminant):
     """Row (R) or column (C) order of A, B and the output, in that order."""
 
     RCR = 0
@@ -128,7 +136,7 @@ class LayoutSku(IntEnum):
     CRR = 2
 
 
-class EpilogueKind(IntEnum):
+class EpilogueKind(Discriminant):
     """What is fused behind a matrix product, computed in f32 before the one rounding to the output."""
 
     IDENTITY = 0
@@ -138,7 +146,7 @@ class EpilogueKind(IntEnum):
     BIAS_SILU = 4
 
 
-class ActivationKind(IntEnum):
+class ActivationKind(Discriminant):
     """Activation of a fused epilogue."""
 
     RELU = 0
@@ -146,7 +154,7 @@ class ActivationKind(IntEnum):
     SILU = 2
 
 
-class ElementKind(IntEnum):
+class ElementKind(Discriminant):
     """What one element of a tensor is."""
 
     F16 = 0
@@ -169,7 +177,7 @@ class ElementKind(IntEnum):
     U32 = 17
 
 
-class MathPrecision(IntEnum):
+class MathPrecision(Discriminant):
     """Type of the operands that the multiplications see."""
 
     F16 = 0
@@ -184,36 +192,36 @@ class MathPrecision(IntEnum):
     BINARY = 9
 
 
-class BiasElementKind(IntEnum):
-    """Discriminants are the declaration order there."""
+class BiasElementKind(Discriminant):
+    """What a bias is stored as."""
 
     F32 = 0
     I32 = 1
 
 
-class IndexElementKind(IntEnum):
-    """Discriminants are the declaration order there."""
+class IndexElementKind(Discriminant):
+    """What indices are read as."""
 
     I32 = 0
     I64 = 1
 
 
-class IndexOutputKind(IntEnum):
-    """Discriminants are the declaration order there."""
+class IndexOutputKind(Discriminant):
+    """What indices are written as."""
 
     U32 = 0
     I32 = 1
     I64 = 2
 
 
-class GemmKind(IntEnum):
+class GemmKind(Discriminant):
     """Ours: baracuda gives its dense GEMMs no kind of their own."""
 
     DENSE = 0
 
 
-class BinaryKind(IntEnum):
-    """Discriminants are u16 there."""
+class BinaryKind(Discriminant):
+    """Ops of two elementwise operands."""
 
     ADD = 0
     SUB = 1
@@ -249,8 +257,8 @@ class BinaryKind(IntEnum):
     LERP = 31
 
 
-class UnaryKind(IntEnum):
-    """Discriminants are u16 there."""
+class UnaryKind(Discriminant):
+    """Ops of one elementwise operand."""
 
     NEG = 0
     ABS = 1
@@ -321,8 +329,8 @@ class UnaryKind(IntEnum):
     AFFINE = 131
 
 
-class TernaryKind(IntEnum):
-    """Discriminants are u16 there."""
+class TernaryKind(Discriminant):
+    """Ops of three elementwise operands."""
 
     CLAMP = 0
     FMA = 1
@@ -331,8 +339,8 @@ class TernaryKind(IntEnum):
     WHERE = 4
 
 
-class GatedActivationKind(IntEnum):
-    """Discriminants are u16 there."""
+class GatedActivationKind(Discriminant):
+    """Activations that gate one half of their input by the other."""
 
     GLU = 0
     REGLU = 1
@@ -340,8 +348,8 @@ class GatedActivationKind(IntEnum):
     GEGLU = 3
 
 
-class PadMode(IntEnum):
-    """Discriminants are u16 there."""
+class PadMode(Discriminant):
+    """What a pad is filled with."""
 
     CONSTANT = 0
     REFLECT = 1
@@ -349,8 +357,8 @@ class PadMode(IntEnum):
     CIRCULAR = 3
 
 
-class ShapeLayoutKind(IntEnum):
-    """Discriminants are u16 there."""
+class ShapeLayoutKind(Discriminant):
+    """Ops that move elements and compute nothing."""
 
     PAD = 0
     CONCAT = 1
@@ -366,15 +374,15 @@ class ShapeLayoutKind(IntEnum):
     TRIL = 11
 
 
-class ArgReduceKind(IntEnum):
-    """Discriminants are u16 there."""
+class ArgReduceKind(Discriminant):
+    """Reductions that give a position."""
 
     ARGMAX = 0
     ARGMIN = 1
 
 
-class ReduceKind(IntEnum):
-    """Discriminants are u16 there."""
+class ReduceKind(Discriminant):
+    """Reductions."""
 
     SUM = 0
     MEAN = 1
@@ -393,8 +401,8 @@ class ReduceKind(IntEnum):
     COUNT_NONZERO = 14
 
 
-class ReduceToOp(IntEnum):
-    """Discriminants are u16 there."""
+class ReduceToOp(Discriminant):
+    """Reductions to a broadcastable shape; numbered as in `ReduceKind`."""
 
     SUM = 0
     MAX = 2
@@ -402,8 +410,8 @@ class ReduceToOp(IntEnum):
     PROD = 4
 
 
-class SoftmaxKind(IntEnum):
-    """Discriminants are u16 there."""
+class SoftmaxKind(Discriminant):
+    """Ops of the softmax family."""
 
     SOFTMAX = 0
     LOG_SOFTMAX = 1
@@ -411,8 +419,8 @@ class SoftmaxKind(IntEnum):
     SPARSEMAX = 3
 
 
-class ScanKind(IntEnum):
-    """Discriminants are u16 there."""
+class ScanKind(Discriminant):
+    """Prefix scans."""
 
     CUMSUM = 0
     CUMPROD = 1
@@ -421,8 +429,8 @@ class ScanKind(IntEnum):
     LOG_CUMSUM_EXP = 4
 
 
-class BinaryCmpKind(IntEnum):
-    """Discriminants are u16 there."""
+class BinaryCmpKind(Discriminant):
+    """Comparisons."""
 
     EQ = 0
     NE = 1
@@ -432,8 +440,8 @@ class BinaryCmpKind(IntEnum):
     LE = 5
 
 
-class NormalizationKind(IntEnum):
-    """Discriminants are u16 there."""
+class NormalizationKind(Discriminant):
+    """Normalisations."""
 
     RMS_NORM = 0
     LAYER_NORM = 1
@@ -442,8 +450,8 @@ class NormalizationKind(IntEnum):
     INSTANCE_NORM = 4
 
 
-class LossKind(IntEnum):
-    """Discriminants are u16 there."""
+class LossKind(Discriminant):
+    """Losses."""
 
     MSE = 0
     NLL = 1
@@ -467,23 +475,23 @@ class LossKind(IntEnum):
     FUSED_LINEAR_CROSS_ENTROPY = 19
 
 
-class CrossEntropyTargetKind(IntEnum):
-    """Discriminants are u8 there."""
+class CrossEntropyTargetKind(Discriminant):
+    """What a cross-entropy target holds."""
 
     CLASS_INDEX = 0
     SOFT_PROB = 1
 
 
-class LossReduction(IntEnum):
-    """Discriminants are u8 there."""
+class LossReduction(Discriminant):
+    """How a loss is reduced over its batch."""
 
     NONE = 0
     MEAN = 1
     SUM = 2
 
 
-class RandomKind(IntEnum):
-    """Discriminants are u16 there."""
+class RandomKind(Discriminant):
+    """Random distributions."""
 
     UNIFORM = 0
     NORMAL = 1
@@ -491,8 +499,8 @@ class RandomKind(IntEnum):
     MULTINOMIAL = 3
 
 
-class LinalgKind(IntEnum):
-    """Discriminants are u16 there."""
+class LinalgKind(Discriminant):
+    """Dense linear algebra."""
 
     CHOLESKY = 0
     LU = 1
@@ -512,15 +520,15 @@ class LinalgKind(IntEnum):
     BATCHED_ORMQR_WY = 15
 
 
-class FillMode(IntEnum):
-    """Discriminants are u8 there."""
+class FillMode(Discriminant):
+    """Which triangle of a matrix is stored."""
 
     LOWER = 0
     UPPER = 1
 
 
-class FftKind(IntEnum):
-    """Discriminants are u16 there."""
+class FftKind(Discriminant):
+    """Fourier transforms."""
 
     FFT = 0
     IFFT = 1
@@ -530,8 +538,8 @@ class FftKind(IntEnum):
     IFFT_SHIFT = 5
 
 
-class ConvKind(IntEnum):
-    """Discriminants are u16 there."""
+class ConvKind(Discriminant):
+    """Convolutions and their gradients."""
 
     CONV2D = 0
     CONV2D_BACKWARD_DATA = 1
@@ -560,8 +568,8 @@ class ConvKind(IntEnum):
     COL2IM1D = 24
 
 
-class PoolKind(IntEnum):
-    """Discriminants are u16 there."""
+class PoolKind(Discriminant):
+    """Poolings and their gradients."""
 
     MAX_POOL2D = 0
     MAX_POOL2D_BACKWARD = 1
@@ -609,8 +617,8 @@ class PoolKind(IntEnum):
     FRACTIONAL_MAX_POOL3D_BACKWARD = 43
 
 
-class AttentionKind(IntEnum):
-    """Discriminants are u16 there."""
+class AttentionKind(Discriminant):
+    """Attention and its parts."""
 
     ROPE = 0
     ALIBI = 1
@@ -625,8 +633,8 @@ class AttentionKind(IntEnum):
     RING_ATTENTION = 10
 
 
-class IndexingKind(IntEnum):
-    """Discriminants are u16 there."""
+class IndexingKind(Discriminant):
+    """Gathers, scatters and masks."""
 
     GATHER = 0
     GATHER_BACKWARD = 1
@@ -641,8 +649,8 @@ class IndexingKind(IntEnum):
     INDEX_ADD = 10
 
 
-class SegmentKind(IntEnum):
-    """Discriminants are u16 there."""
+class SegmentKind(Discriminant):
+    """Reductions over segments."""
 
     SEGMENT_SUM = 0
     SEGMENT_SUM_BACKWARD = 1
@@ -666,8 +674,8 @@ class SegmentKind(IntEnum):
     UNSORTED_SEGMENT_PROD_BACKWARD = 19
 
 
-class EmbeddingKind(IntEnum):
-    """Discriminants are u16 there."""
+class EmbeddingKind(Discriminant):
+    """Embedding look-ups and their gradients."""
 
     EMBEDDING = 0
     EMBEDDING_BACKWARD = 1
@@ -679,8 +687,8 @@ class EmbeddingKind(IntEnum):
     EMBEDDING_BAG_MAX_BACKWARD = 7
 
 
-class QuantizeKind(IntEnum):
-    """Discriminants are u16 there."""
+class QuantizeKind(Discriminant):
+    """Quantisation, dequantisation, and products with quantised weights."""
 
     PER_TENSOR = 0
     PER_TENSOR_BACKWARD = 1
@@ -711,8 +719,8 @@ class QuantizeKind(IntEnum):
     INT4_AWQ_DEQUANTIZE = 31
 
 
-class GgufBlockFormat(IntEnum):
-    """Discriminants are u16 there."""
+class GgufBlockFormat(Discriminant):
+    """Block formats of GGUF files; numbered as GGML numbers its types."""
 
     Q4_0 = 2
     Q4_1 = 3
@@ -727,16 +735,16 @@ class GgufBlockFormat(IntEnum):
     Q8K = 15
 
 
-class MoeKind(IntEnum):
-    """Discriminants are u16 there."""
+class MoeKind(Discriminant):
+    """Mixture-of-experts products."""
 
     SCALAR_GGUF = 0
     WMMA = 1
     WMMA_GGUF = 2
 
 
-class SortKind(IntEnum):
-    """Discriminants are u16 there."""
+class SortKind(Discriminant):
+    """Sorting, selection, histograms and search."""
 
     SORT = 0
     SORT_BACKWARD = 1
@@ -755,8 +763,8 @@ class SortKind(IntEnum):
     SEARCHSORTED = 14
 
 
-class ImageKind(IntEnum):
-    """Discriminants are u16 there."""
+class ImageKind(Discriminant):
+    """Image resampling and detection."""
 
     INTERPOLATE_BILINEAR2D = 0
     INTERPOLATE_BILINEAR2D_BACKWARD = 1

@@ -9,11 +9,14 @@ Weight layouts (`AwqWeightLayout`), nibble order with high bits left:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from baracuda_py.ops.quantize.awq_gemm_sm80 import sm80_kernels
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host
+from baracuda_py.ops.quantize.awq_onnxruntime import PreparedAwqGemm, awq_gemm_onnxruntime
 from baracuda_py.ops.quantize.awq_reference import gemm_reference
 from baracuda_py.registry import Kernel, Op
 from baracuda_py.vocab.code import HostCode
@@ -96,7 +99,7 @@ class Int4AwqGemmDescriptor:
     @property
     def scales_kind(self) -> ElementKind:
         """The element of the scales."""
-        return self.element if self.scales_element is None else self.scales_element  # F16 is 0
+        return self.scales_element or self.element
 
     @property
     def has_bias(self) -> bool:
@@ -112,9 +115,13 @@ class Int4AwqGemmArgs:
     """Tensors of one AWQ GEMM. Rows of activation and output may be strided; the packed tensors are contiguous."""
 
     activation: Any = tensor("element", ("m", "ic"), strides="rows", doc="(m, ic), row-major")
-    weight_packed: Any = tensor(_WORDS, "weight_shape", doc="(oc, ic / 8) for OC_MAJOR, (ic, oc / 8) for HF_GEMM")
-    scales: Any = tensor("scales_kind", ("groups", "oc"), doc="(ic / group_size, oc), row-major")
-    zeros: Any = tensor(_WORDS, ("groups", "oc // 8"), doc="(ic / group_size, oc / 8), packed along oc")
+    weight_packed: Any = tensor(
+        _WORDS, "weight_shape", role="constant", doc="(oc, ic / 8) for OC_MAJOR, (ic, oc / 8) for HF_GEMM"
+    )
+    scales: Any = tensor("scales_kind", ("groups", "oc"), role="constant", doc="(ic / group_size, oc), row-major")
+    zeros: Any = tensor(
+        _WORDS, ("groups", "oc // 8"), role="constant", doc="(ic / group_size, oc / 8), packed along oc"
+    )
     output: Any = tensor("element", ("m", "oc"), strides="rows", role="out", doc="(m, oc), row-major")
     bias: Any = tensor("element", ("oc",), needed="has_bias", doc="(oc,); for every epilogue but IDENTITY")
 
@@ -163,6 +170,24 @@ def _host(desc: Int4AwqGemmDescriptor, **tensors: Any) -> None:
     )
 
 
+def _onnxruntime(desc: Int4AwqGemmDescriptor, **tensors: Any) -> None:
+    awq_gemm_onnxruntime(**tensors, group_size=desc.group_size, epilogue=int(desc.epilogue))
+
+
+def _onnxruntime_bound(
+    desc: Int4AwqGemmDescriptor,
+    activation: Any,
+    weight_packed: Any,
+    scales: Any,
+    zeros: Any,
+    output: Any,
+    bias: Any,
+) -> Callable[[], None]:
+    half = desc.element is ElementKind.F16
+    prepared = PreparedAwqGemm(weight_packed, scales, zeros, group_size=desc.group_size, half=half)
+    return partial(prepared, activation, output, bias, epilogue=int(desc.epilogue))
+
+
 _HOST_GUARANTEE = PrecisionGuarantee(
     MathPrecision.F32,
     ElementKind.F32,
@@ -194,8 +219,22 @@ def _host_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     return 20 + weights / 1e3 + 2 * desc.m * weights / 5e4
 
 
+def _onnxruntime_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
+    return 0.5 * _host_cost(desc, device)
+
+
 def _host_kernels(element: ElementKind, epilogue: EpilogueKind) -> tuple[Kernel, ...]:
+    oc_major = one_of("weight_layout", (AwqWeightLayout.OC_MAJOR,), why="MatMulNBits reads OC_MAJOR bytes as they lie")
     return (
+        Kernel(
+            sku(element, epilogue, ArchSku.HOST, _HOST_GUARANTEE, "onnxruntime"),
+            HostCode(
+                _onnxruntime, _onnxruntime_bound, requires="onnxruntime", install="pip install 'baracuda-py[host]'"
+            ),
+            cost=_onnxruntime_cost,
+            rules=(oc_major,),
+            doc="onnxruntime's MatMulNBits in f32; packs a weight once, fastest through `bind`",
+        ),
         Kernel(
             sku(element, epilogue, ArchSku.HOST, _HOST_GUARANTEE, "numpy"),
             HostCode(_host),

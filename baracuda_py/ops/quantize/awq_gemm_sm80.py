@@ -4,6 +4,7 @@
     splitk   the kernel of baracuda's contract: ic cut in `split_k_iters` ranges, f32 partials in the workspace, summed
              in their order by a second launch
     tile     the same code for any shape; it cuts ic only as far as that fills the GPU
+    direct   the same code for any shape, ic in one range: no workspace, and m changes no bits
 """
 
 from __future__ import annotations
@@ -134,6 +135,10 @@ def _free_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch,
     return _tile_launches(desc, free_splits(desc, device))
 
 
+def _direct_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
+    return _tile_launches(desc, 1)
+
+
 def _splitk_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
     """The contract's formula, rows rounded up to 128; 4 bytes a partial, for they are f32."""
     return contract_splits(desc, device) * _ceil_div(desc.m, 128) * 128 * desc.oc * 4
@@ -200,6 +205,10 @@ def _free_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     return _tile_cost(desc, device, free_splits(desc, device))
 
 
+def _direct_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
+    return _tile_cost(desc, device, 1)
+
+
 # -- kernels -----------------------------------------------------------------------------------------------------
 
 # 16 bytes is what cp.async and the widest loads move. An output may start at any element and have rows of any pitch.
@@ -237,6 +246,10 @@ def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
         (
             "tile", False, "splitk", (), _free_launches, _free_cost, _free_workspace,
             "any shape; cuts ic only as far as that fills the GPU",
+        ),
+        (
+            "direct", True, "splitk", (), _direct_launches, _direct_cost, None,
+            "any shape without a workspace, a row's bits the same at every m",
         ),
     )  # fmt: skip
     made = []
