@@ -1,5 +1,28 @@
-"""Readers of quantised checkpoints: folders in the style of the Hugging Face hub, into NumPy arrays."""
+"""4-bit checkpoints: folders in the style of the Hugging Face hub, read lazily into typed packed layers.
 
-from baracuda_py.checkpoints.awq import AwqConfig, AwqLayer, read_config, read_layer
+    checkpoint = checkpoints.open("models/some-awq")
+    layer = checkpoint["model.layers.0.mlp.up_proj"]        # headers checked, nothing read
+    operands = layer.gemm_operands(AwqWeightLayout.OC_MAJOR)
+"""
 
-__all__ = ["AwqConfig", "AwqLayer", "read_config", "read_layer"]
+from baracuda_py.checkpoints.awq import AwqConfig, AwqLayer, read_layer
+from baracuda_py.checkpoints.awq import read_config as read_config
+from baracuda_py.checkpoints.checkpoint import Checkpoint
+from baracuda_py.checkpoints.checkpoint import open_checkpoint as open
+from baracuda_py.checkpoints.config import QuantizationConfig
+from baracuda_py.checkpoints.folder import Folder
+from baracuda_py.checkpoints.formats import PackedFormat
+from baracuda_py.checkpoints.layer import PackedLayer
+
+__all__ = [
+    "AwqConfig",
+    "AwqLayer",
+    "Checkpoint",
+    "Folder",
+    "PackedFormat",
+    "PackedLayer",
+    "QuantizationConfig",
+    "open",
+    "read_config",
+    "read_layer",
+]
