@@ -90,7 +90,7 @@ class TensorRef:
                 raise _read_only(name)
             return source  # type: ignore[return-value]
         module = type(source).__module__
-        if module == "numpy":
+        if module == "numpy" and hasattr(source, "ctypes"):  # a NumPy scalar has no memory of its own
             view = cls._of_numpy(source, name)
         elif hasattr(source, "data_ptr") and hasattr(source, "stride"):
             view = cls._of_torch(source, name)
