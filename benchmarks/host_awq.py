@@ -33,9 +33,10 @@ BARE = "bare MatMulNBits"
 NUMPY = {layout: f"numpy, {layout}" for layout in (awq_packing.OC_MAJOR, awq_packing.HF_GEMM)}
 PREPARED = "onnxruntime, prepared"
 CHECKED = "onnxruntime, tensors"
-# Time of one contender in one round, and before the next: OpenBLAS workers spin for some 30 ms before they sleep.
+# Time of one contender in one round, and before the next: OpenBLAS workers spin for about 100 ms before they sleep,
+# and whoever comes too early after them is measured 20 % slower.
 TURN_S = 0.06
-PAUSE_S = 0.05
+PAUSE_S = 0.2
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--ic", type=int, default=4096)
     parser.add_argument("--oc", type=int, default=4096)
     parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<cpu>/host_awq.json")
     arguments = parser.parse_args()
 
