@@ -109,8 +109,13 @@ def test_explain_groups_what_is_refused_for_one_reason(run):
 
 
 def test_explain_takes_preferences(run):
-    token = next(s.token for s in bp.default_registry().skus(op="int4_awq_gemm", arch=bp.ArchSku.SM80)
-                 if "splitk_oc_major" in s.token and s.element is bp.ElementKind.F16 and s.epilogue is bp.EpilogueKind.IDENTITY)  # fmt: skip
+    (sku,) = bp.default_registry().skus(
+        op="int4_awq_gemm",
+        variant="splitk_oc_major",
+        element=bp.ElementKind.F16,
+        epilogue=bp.EpilogueKind.IDENTITY,
+    )
+    token = sku.token
     pinned = json.loads(run(*AWQ, "--device", "sm_90", "--sku", token, "--json").out)
     assert pinned["chosen"] == token
     limited = json.loads(run(*AWQ, "--device", "sm_90", "--max-workspace-bytes", "1", "--json").out)
