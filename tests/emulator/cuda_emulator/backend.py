@@ -1,0 +1,87 @@
+"""`EmulatorBackend`: the CUDA backend itself, over an emulated driver; and registries with it in the GPU's place."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+
+import baracuda_py.sys
+from baracuda_py.backends.cuda import CudaBackend
+from baracuda_py.backends.cuda.driver import MINIMUM_DRIVER, Driver
+from baracuda_py.backends.host import HostBackend
+from baracuda_py.errors import DriverError
+from baracuda_py.ops import builtin_ops
+from baracuda_py.plan import Plan, new_registry
+from baracuda_py.registry import Registry
+from baracuda_py.vocab.code import PtxCode
+
+from .compiler import EMULATED_ARCHITECTURE, Unit, compile_units, sources
+from .driver import EmulatedDriver, Gpu, LoadedModule
+from .library import Library
+
+__all__ = ["AMPERE", "HOPPER", "EmulatorBackend", "Modules", "emulated_registry"]
+
+# What the CUDA programming guide gives a block of these architectures, in bytes.
+AMPERE = Gpu((8, 0), 108, 163 * 1024, "emulated sm_80")
+HOPPER = Gpu((9, 0), 132, 227 * 1024, "emulated sm_90")
+
+
+class Modules:
+    """Compiled modules by the image that a driver is given: the committed PTX, whose sources they are compiled from.
+
+    Raises CompileError when a source does not compile.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._by_image: dict[bytes, LoadedModule] = {}
+        self.units = {source.module: Unit.of_source(source) for source in sources()}
+        self.replace(self.units)
+
+    def replace(self, units: dict[str, Unit]) -> None:
+        """Let these units stand for the modules of their names."""
+        for name, library in self.compile(units).items():
+            module = baracuda_py.sys.module(name, EMULATED_ARCHITECTURE)
+            for entry in module.entries.values():
+                assert library.kernels[entry.name].parameter_nbytes == entry.parameter_nbytes, entry.name
+            self._by_image[module.ptx] = LoadedModule(library, module)
+
+    def compile(self, units: dict[str, Unit]) -> dict[str, Library]:
+        """The libraries of units, by the names they are given."""
+        paths = compile_units(units, self._folder)
+        return {name: Library(path, len(units[name].entries)) for name, path in paths.items()}
+
+    def with_replaced(self, units: dict[str, Unit]) -> Modules:
+        """A copy in which these units stand for the modules of their names."""
+        made = copy(self)
+        made._by_image = dict(self._by_image)
+        made.replace(units)
+        return made
+
+    def find(self, image: bytes) -> LoadedModule:
+        """The module of an image; KeyError for PTX that is not the committed one of an emulated source."""
+        return self._by_image[image]
+
+
+class EmulatorBackend(CudaBackend):
+    """Runs `PtxCode` on an emulated GPU. Everything but the driver is the CUDA backend's own."""
+
+    def __init__(self, modules: Modules, gpu: Gpu = HOPPER) -> None:
+        super().__init__()
+        self.emulated = EmulatedDriver(gpu, modules.find)
+        self.driver = Driver(MINIMUM_DRIVER, self.emulated)  # in place of the cached property
+
+    def problem(self) -> DriverError | None:
+        """None: the GPU is always there."""
+        return None
+
+
+def emulated_registry(backend: EmulatorBackend) -> Registry[Plan]:
+    """The built-in ops that have CUDA kernels, with `backend` as the GPU and the host beside it."""
+    registry = new_registry()
+    registry.register_backend(HostBackend())
+    registry.register_backend(backend)
+    for op in builtin_ops():
+        if any(isinstance(kernel.code, PtxCode) for kernel in op.kernels):
+            registry.register(op)
+    return registry

@@ -1,0 +1,277 @@
+"""The functions of `cuda.bindings.driver` that `baracuda_py.backends.cuda` calls, over emulated kernels.
+
+They check what the driver checks: contexts, sizes of blocks and grids, shared memory that was not asked for, pointers
+of copies. A launch runs at once, unless its stream is being captured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from attrs import define, field, frozen
+from cuda.bindings import driver as bindings
+
+from baracuda_py.sys import PtxModule
+
+from .library import Fault, Kernel, Library, Schedule
+from .memory import Memory
+
+__all__ = ["EmulatedDriver", "Gpu", "LoadedModule"]
+
+_SUCCESS = bindings.CUresult.CUDA_SUCCESS
+_INVALID_VALUE = bindings.CUresult.CUDA_ERROR_INVALID_VALUE
+_DEFAULT_SHARED = 48 * 1024
+_GRID_LIMITS = ((1 << 31) - 1, 65_535, 65_535)
+_BLOCK_LIMITS = (1024, 1024, 64)
+_MAX_THREADS = 1024
+
+
+@frozen
+class Gpu:
+    """The GPU that is pretended: capability, multiprocessors, shared memory that a block may ask for in bytes."""
+
+    capability: tuple[int, int]
+    sm_count: int
+    shared_limit: int
+    name: str
+
+
+@frozen(eq=False)
+class LoadedModule:
+    """An image that was loaded: the kernels, and the manifest of the module that they stand for."""
+
+    library: Library
+    module: PtxModule
+
+    def function(self, name: str) -> _Function | None:
+        """The function of one kernel; None if there is none."""
+        kernel = self.library.kernels.get(name)
+        if kernel is None:
+            return None
+        entry = self.module.entry(name)
+        static = max(resources.shared_nbytes for resources in entry.resources.values())
+        return _Function(kernel, entry.max_threads or _MAX_THREADS, static, _DEFAULT_SHARED - static)
+
+
+@define(eq=False)
+class _Function:
+    kernel: Kernel
+    max_threads: int
+    static_shared: int
+    dynamic_limit: int
+
+
+@frozen(eq=False)
+class _Recorded:
+    """A launch in a graph, with a copy of its parameters: what they were when it was captured."""
+
+    function: _Function
+    geometry: tuple[int, ...]
+    values: tuple[bytes, ...]
+
+    def replay(self, driver: EmulatedDriver) -> Any:
+        buffers = [ctypes.create_string_buffer(value, len(value)) for value in self.values]
+        pointers = (ctypes.c_void_p * max(len(buffers), 1))(*map(ctypes.addressof, buffers))
+        return driver.run(self.function, self.geometry, ctypes.addressof(pointers))
+
+
+@define(eq=False)
+class EmulatedDriver:
+    """Stands in for the module `cuda.bindings.driver`; its enumerations are the module's own.
+
+    Attributes:
+        gpu: what is pretended.
+        load: finds the module that an image, PTX without the closing zero, stands for.
+        schedule: in which order launches run.
+        launches: kernels launched so far, by name, in order.
+        fault: of the last launch that failed.
+    """
+
+    gpu: Gpu
+    load: Callable[[bytes], LoadedModule]
+    schedule: Schedule = field(factory=Schedule)
+    memory: Memory = field(factory=Memory)
+    launches: list[str] = field(factory=list)
+    fault: Fault | None = None
+    _contexts: list[int] = field(factory=list)
+    _handles: Any = field(factory=lambda: itertools.count(0x1000))
+    _streams: dict[int, list[_Recorded] | None] = field(factory=dict)
+    _graphs: dict[int, list[_Recorded]] = field(factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("CU"):
+            return getattr(bindings, name)
+        raise AttributeError(f"the emulated driver has no {name}")
+
+    # -- devices and contexts: one GPU, whose primary context has the handle 1 -----------------------------------
+
+    def cuDeviceGetCount(self) -> Any:
+        return _SUCCESS, 1
+
+    def cuDeviceGet(self, ordinal: int) -> Any:
+        return (_SUCCESS, 0) if ordinal == 0 else (bindings.CUresult.CUDA_ERROR_INVALID_DEVICE, None)
+
+    def cuDeviceGetAttribute(self, attribute: Any, device: int) -> Any:
+        values = {
+            "COMPUTE_CAPABILITY_MAJOR": self.gpu.capability[0],
+            "COMPUTE_CAPABILITY_MINOR": self.gpu.capability[1],
+            "MULTIPROCESSOR_COUNT": self.gpu.sm_count,
+            "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": self.gpu.shared_limit,
+        }
+        return _SUCCESS, values[attribute.name.removeprefix("CU_DEVICE_ATTRIBUTE_")]
+
+    def cuDeviceGetName(self, length: int, device: int) -> Any:
+        return _SUCCESS, self.gpu.name.encode().ljust(length, b"\0")
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> Any:
+        return _SUCCESS, 1
+
+    def cuCtxGetCurrent(self) -> Any:
+        return _SUCCESS, self._contexts[-1] if self._contexts else 0
+
+    def cuCtxGetDevice(self) -> Any:
+        return (_SUCCESS, 0) if self._contexts else (bindings.CUresult.CUDA_ERROR_INVALID_CONTEXT, None)
+
+    def cuCtxPushCurrent(self, context: int) -> Any:
+        self._contexts.append(context)
+        return (_SUCCESS,)
+
+    def cuCtxPopCurrent(self) -> Any:
+        return _SUCCESS, self._contexts.pop()
+
+    def cuCtxSynchronize(self) -> Any:
+        return (_SUCCESS,)
+
+    # -- memory --------------------------------------------------------------------------------------------------
+
+    def cuMemAlloc(self, nbytes: int) -> Any:
+        return _SUCCESS, self.memory.allocate(nbytes).pointer
+
+    def cuMemFree(self, pointer: int) -> Any:
+        self.memory.free(pointer)
+        return (_SUCCESS,)
+
+    def cuMemcpyHtoD(self, target: int, source: int, nbytes: int) -> Any:
+        return self._copy(target, source, nbytes, target)
+
+    def cuMemcpyDtoH(self, target: int, source: int, nbytes: int) -> Any:
+        return self._copy(target, source, nbytes, source)
+
+    def _copy(self, target: int, source: int, nbytes: int, on_device: int) -> Any:
+        if not self.memory.holds(on_device, nbytes):
+            return (_INVALID_VALUE,)
+        ctypes.memmove(target, source, nbytes)
+        return (_SUCCESS,)
+
+    # -- modules -------------------------------------------------------------------------------------------------
+
+    def cuLibraryLoadData(self, image: bytes, *_options: Any) -> Any:
+        return _SUCCESS, self.load(image.removesuffix(b"\0"))
+
+    def cuLibraryGetKernel(self, module: LoadedModule, name: bytes) -> Any:
+        function = module.function(name.decode())
+        return (bindings.CUresult.CUDA_ERROR_NOT_FOUND, None) if function is None else (_SUCCESS, function)
+
+    def cuKernelGetFunction(self, function: _Function) -> Any:
+        return _SUCCESS, function
+
+    def cuFuncGetAttribute(self, attribute: Any, function: _Function) -> Any:
+        assert attribute is bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES
+        return _SUCCESS, function.static_shared
+
+    def cuFuncSetAttribute(self, function: _Function, attribute: Any, value: int) -> Any:
+        assert attribute is bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        if value + function.static_shared > self.gpu.shared_limit:
+            return (_INVALID_VALUE,)
+        function.dynamic_limit = value
+        return (_SUCCESS,)
+
+    # -- launches, streams and graphs ----------------------------------------------------------------------------
+
+    def cuLaunchKernel(self, function: _Function, *arguments: int) -> Any:
+        *geometry, stream, parameters, _extra = arguments
+        if not self._contexts:
+            return (bindings.CUresult.CUDA_ERROR_INVALID_CONTEXT,)
+        if not _fits(geometry, function):
+            return (_INVALID_VALUE,)
+        recording = self._streams.get(stream)
+        if recording is not None:
+            recording.append(_Recorded(function, tuple(geometry), _values(function.kernel, parameters)))
+            return (_SUCCESS,)
+        return self.run(function, geometry, parameters)
+
+    def run(self, function: _Function, geometry: Sequence[int], parameters: int) -> Any:
+        """Run a launch to its end; a fault becomes the CUresult that a GPU would give, and stays in `fault`."""
+        self.launches.append(function.kernel.name)
+        try:
+            function.kernel.run(geometry, parameters, self.schedule)
+        except Fault as fault:
+            self.fault = fault
+            if not fault.address:
+                return (bindings.CUresult.CUDA_ERROR_LAUNCH_FAILED,)
+            self.fault = Fault(f"{fault}, {self.memory.describe(fault.address)}", fault.address)
+            return (bindings.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS,)
+        return (_SUCCESS,)
+
+    def cuStreamCreate(self, flags: Any) -> Any:
+        handle = next(self._handles)
+        self._streams[handle] = None
+        return _SUCCESS, handle
+
+    def cuStreamDestroy(self, stream: int) -> Any:
+        del self._streams[stream]
+        return (_SUCCESS,)
+
+    def cuStreamSynchronize(self, stream: int) -> Any:
+        return (_SUCCESS,)
+
+    def cuStreamBeginCapture(self, stream: int, mode: Any) -> Any:
+        self._streams[stream] = []
+        return (_SUCCESS,)
+
+    def cuStreamEndCapture(self, stream: int) -> Any:
+        handle = next(self._handles)
+        recorded = self._streams[stream]
+        assert recorded is not None
+        self._graphs[handle], self._streams[stream] = recorded, None
+        return _SUCCESS, handle
+
+    def cuGraphInstantiate(self, graph: int, flags: int) -> Any:
+        handle = next(self._handles)
+        self._graphs[handle] = self._graphs[graph]
+        return _SUCCESS, handle
+
+    def cuGraphLaunch(self, executable: int, stream: int) -> Any:
+        for recorded in self._graphs[executable]:
+            (status,) = recorded.replay(self)
+            if status:
+                return (status,)
+        return (_SUCCESS,)
+
+    def cuGraphDestroy(self, graph: int) -> Any:
+        del self._graphs[graph]
+        return (_SUCCESS,)
+
+    cuGraphExecDestroy = cuGraphDestroy
+
+
+def _fits(geometry: Sequence[int], function: _Function) -> bool:
+    grid, block, shared = geometry[:3], geometry[3:6], geometry[6]
+    return (
+        all(0 < extent <= limit for extent, limit in zip(grid, _GRID_LIMITS, strict=True))
+        and all(0 < extent <= limit for extent, limit in zip(block, _BLOCK_LIMITS, strict=True))
+        and int(np.prod(block)) <= min(function.max_threads, _MAX_THREADS)
+        and 0 <= shared <= function.dynamic_limit
+    )
+
+
+def _values(kernel: Kernel, parameters: int) -> tuple[bytes, ...]:
+    pointers = (ctypes.c_void_p * len(kernel.parameter_nbytes)).from_address(parameters)
+    return tuple(
+        ctypes.string_at(pointer or 0, nbytes)
+        for pointer, nbytes in zip(pointers, kernel.parameter_nbytes, strict=True)
+    )

@@ -1,0 +1,97 @@
+// The emulated GPU as kernels see it: where a thread is, barriers, warp collectives and asynchronous copies.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+
+namespace emulator {
+
+constexpr int kWarpLanes = 32;
+
+struct Extent {
+  unsigned x, y, z;
+};
+extern Extent threadIdx, blockIdx, blockDim, gridDim;  // of the thread that runs at the moment
+
+// Ends the launch with this message. Never returns to the kernel.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+void block_barrier();
+
+// All 32 lanes of a warp call this with the same function and operands of their own. It is run once, when the
+// last has come.
+using WarpFunction = void (*)(void* const (&operands)[kWarpLanes]);
+void warp_collective(WarpFunction function, void* operands);
+
+struct Shuffle {
+  unsigned mask;
+  int lane_mask;
+  unsigned long long sent;
+  unsigned long long received;
+};
+void shuffle_xor(void* const (&operands)[kWarpLanes]);
+
+struct MatrixLoad {
+  unsigned (&fragment)[4];
+  unsigned address;
+};
+void ldmatrix_x4(void* const (&operands)[kWarpLanes]);
+
+struct MatrixMultiply {
+  float (&d)[4];
+  const unsigned (&a)[4];
+  unsigned b[2];
+};
+void mma_m16n8k16_f16(void* const (&operands)[kWarpLanes]);
+void mma_m16n8k16_bf16(void* const (&operands)[kWarpLanes]);
+
+// a * b + c in both halves, rounded once each.
+unsigned fma_pair_f16(unsigned a, unsigned b, unsigned c);
+unsigned fma_pair_bf16(unsigned a, unsigned b, unsigned c);
+
+// Dynamic shared memory: its first byte, and addresses in the shared window, whose first byte is not 0.
+void* dynamic_shared();
+unsigned shared_address(const void* pointer);
+char* shared_pointer(unsigned address, int nbytes);  // fails where these bytes are not the launch's, or not aligned
+
+// cp.async of this thread.
+void copy_async(unsigned destination, const void* source, int nbytes, bool valid);
+void commit_copies();
+void wait_for_copies(int pending);
+
+// Fails unless `address` is a multiple of `nbytes`.
+void check_aligned(const void* address, int nbytes);
+
+// One kernel: called with the array of pointers that a launch passes, as the driver reads it.
+struct Entry {
+  const char* name;
+  void (*call)(void* const* parameters);
+  int parameters;
+  const std::size_t* parameter_nbytes;
+};
+
+template <auto kKernel>
+struct Trampoline;
+
+template <typename... Parameters, void (*kKernel)(Parameters...)>
+struct Trampoline<kKernel> {
+  static constexpr int kCount = sizeof...(Parameters);
+  static constexpr std::size_t kNbytes[] = {sizeof(Parameters)...};
+
+  template <std::size_t... kIndex>
+  static void call_with(void* const* parameters, std::index_sequence<kIndex...>) {
+    kKernel(*static_cast<std::remove_cv_t<Parameters>*>(parameters[kIndex])...);
+  }
+  static void call(void* const* parameters) {
+    call_with(parameters, std::index_sequence_for<Parameters...>{});
+  }
+};
+
+}  // namespace emulator
+
+#define EMULATED_ENTRY(name)                                                   \
+  emulator::Entry {                                                            \
+    #name, emulator::Trampoline<&name>::call, emulator::Trampoline<&name>::kCount, \
+        emulator::Trampoline<&name>::kNbytes                                   \
+  }

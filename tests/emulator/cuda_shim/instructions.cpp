@@ -1,0 +1,101 @@
+// What instructions of a whole warp compute, from the operands of its 32 lanes.
+//
+// A tensor core's sums are taken in f64, in rising order of k, and rounded to f32 once. A real one aligns and
+// truncates its addends; how is not documented, so neither its last bits nor its order can be modelled.
+#include <array>
+#include <cstring>
+
+#include "checks.h"
+#include "emulator.h"
+#include "numbers.h"
+
+namespace emulator {
+namespace {
+
+constexpr int kRows = 16, kColumns = 8, kDepth = 16;  // of an m16n8k16
+
+template <typename Format16>
+const double* values() {
+  static const auto table = [] {
+    std::array<double, 1 << 16> made;
+    for (unsigned bits = 0; bits < made.size(); ++bits) {
+      made[bits] = Format16::value(static_cast<unsigned short>(bits));
+    }
+    return made;
+  }();
+  return table.data();
+}
+
+// a * b + c in both halves. The product of two such values is exact in f64.
+template <typename Format16>
+unsigned fma_pair(unsigned a, unsigned b, unsigned c) {
+  const double* const value = values<Format16>();
+  const auto half = [&](int shift) {
+    const auto of = [&](unsigned pair) { return value[pair >> shift & 0xffff]; };
+    return static_cast<unsigned>(Format16::bits(sum_to_odd(of(a) * of(b), of(c))));
+  };
+  return half(0) | half(16) << 16;
+}
+
+// The fragments' layout is the one of the PTX manual, "Matrix fragments for mma.m16n8k16": lane 4 g + t.
+template <typename Format16>
+void multiply(void* const (&operands)[kWarpLanes]) {
+  const double* const value = values<Format16>();
+  double a[kRows][kDepth], b[kDepth][kColumns], d[kRows][kColumns];
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    const auto& lanes = *static_cast<const MatrixMultiply*>(operands[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+      const int row = g + 8 * (i % 2), column = 2 * t + 8 * (i / 2);
+      a[row][column] = value[lanes.a[i] & 0xffff];
+      a[row][column + 1] = value[lanes.a[i] >> 16];
+      d[g + 8 * (i / 2)][2 * t + i % 2] = lanes.d[i];
+    }
+    for (int i = 0; i < 2; ++i) {
+      b[2 * t + 8 * i][g] = value[lanes.b[i] & 0xffff];
+      b[2 * t + 8 * i + 1][g] = value[lanes.b[i] >> 16];
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (int k = 0; k < kDepth; ++k) {
+      for (int column = 0; column < kColumns; ++column) d[row][column] += a[row][k] * b[k][column];
+    }
+  }
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    auto& lanes = *static_cast<MatrixMultiply*>(operands[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) lanes.d[i] = static_cast<float>(d[g + 8 * (i / 2)][2 * t + i % 2]);
+  }
+}
+
+}  // namespace
+
+void mma_m16n8k16_f16(void* const (&operands)[kWarpLanes]) { multiply<F16>(operands); }
+void mma_m16n8k16_bf16(void* const (&operands)[kWarpLanes]) { multiply<Bf16>(operands); }
+
+void ldmatrix_x4(void* const (&operands)[kWarpLanes]) {
+  constexpr int kMatrices = 4, kMatrixRows = 8, kRowBytes = 16;
+  for (int matrix = 0; matrix < kMatrices; ++matrix) {
+    for (int row = 0; row < kMatrixRows; ++row) {
+      const unsigned address = static_cast<const MatrixLoad*>(operands[matrix * kMatrixRows + row])->address;
+      const char* const s_row = shared_pointer(address, kRowBytes);
+      for (int t = 0; t < 4; ++t) {
+        note_read(running_thread_of_lane(4 * row + t), s_row + 4 * t, 4);
+        std::memcpy(&static_cast<MatrixLoad*>(operands[4 * row + t])->fragment[matrix], s_row + 4 * t, 4);
+      }
+    }
+  }
+}
+
+unsigned fma_pair_f16(unsigned a, unsigned b, unsigned c) { return fma_pair<F16>(a, b, c); }
+unsigned fma_pair_bf16(unsigned a, unsigned b, unsigned c) { return fma_pair<Bf16>(a, b, c); }
+
+void shuffle_xor(void* const (&operands)[kWarpLanes]) {
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    auto& own = *static_cast<Shuffle*>(operands[lane]);
+    if (own.mask != 0xffffffffu) fail("a shuffle's mask names a part of the warp");
+    own.received = static_cast<const Shuffle*>(operands[(lane ^ own.lane_mask) % kWarpLanes])->sent;
+  }
+}
+
+}  // namespace emulator

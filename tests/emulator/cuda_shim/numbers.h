@@ -1,0 +1,59 @@
+// f16 and bf16: values of bit patterns, and rounding to nearest, ties to even.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace emulator {
+
+template <int kExponentBits, int kMantissaBits>
+struct Format {
+  static constexpr int kLowestExponent = 2 - (1 << (kExponentBits - 1));
+  static constexpr unsigned kInfinity = ((1u << kExponentBits) - 1) << kMantissaBits;
+  static constexpr unsigned short kNan = 0x7fff;  // what conversions make of every NaN
+
+  static double value(unsigned short bits) {
+    const unsigned magnitude = bits & 0x7fffu;
+    const int exponent = static_cast<int>(magnitude >> kMantissaBits);
+    const int fraction = static_cast<int>(magnitude & ((1u << kMantissaBits) - 1));
+    const double sign = bits >> 15 ? -1.0 : 1.0;
+    if (magnitude >= kInfinity) return magnitude == kInfinity ? sign * HUGE_VAL : std::nan("");
+    const int significand = exponent == 0 ? fraction : fraction + (1 << kMantissaBits);
+    const int scale = (exponent == 0 ? kLowestExponent : kLowestExponent + exponent - 1) - kMantissaBits;
+    return sign * std::ldexp(significand, scale);
+  }
+
+  static unsigned short bits(double value) {
+    if (std::isnan(value)) return kNan;
+    const unsigned sign = std::signbit(value) ? 0x8000u : 0u;
+    const double magnitude = std::fabs(value);
+    if (std::isinf(magnitude)) return static_cast<unsigned short>(sign | kInfinity);
+    if (magnitude == 0) return static_cast<unsigned short>(sign);
+    int exponent = std::ilogb(magnitude);
+    if (exponent < kLowestExponent) exponent = kLowestExponent;
+    if (exponent > (1 << (kExponentBits - 1))) return static_cast<unsigned short>(sign | kInfinity);
+    const unsigned units = static_cast<unsigned>(std::nearbyint(std::ldexp(magnitude, kMantissaBits - exponent)));
+    // A significand that rounds up to the next power of two carries into the exponent by itself.
+    const unsigned rounded = (static_cast<unsigned>(exponent - kLowestExponent) << kMantissaBits) + units;
+    return static_cast<unsigned short>(sign | (rounded < kInfinity ? rounded : kInfinity));
+  }
+};
+
+using F16 = Format<5, 10>;
+using Bf16 = Format<8, 7>;
+
+// a + b to f64 such that rounding the result to a much narrower format rounds a + b once: of the two values
+// next to an inexact sum, the one with an odd last bit (Boldo and Melquiond, "Emulation of FMA and correctly
+// rounded sums", 2008).
+inline double sum_to_odd(double a, double b) {
+  const double sum = a + b;
+  if (!std::isfinite(sum)) return sum;
+  const double of_b = sum - a;
+  const double error = (a - (sum - of_b)) + (b - of_b);
+  std::uint64_t bits;
+  std::memcpy(&bits, &sum, sizeof bits);
+  return error == 0 || bits & 1 ? sum : std::nextafter(sum, error > 0 ? HUGE_VAL : -HUGE_VAL);
+}
+
+}  // namespace emulator

@@ -1,0 +1,57 @@
+// One thread or warp an instruction, so that what the emulator computes can be compared with NumPy.
+#include "baracuda/element.cuh"
+#include "baracuda/mma.cuh"
+#include "baracuda/pair_arithmetic.cuh"
+#include "baracuda/shared_memory.cuh"
+#include "baracuda/cp_async.cuh"
+
+using namespace baracuda;
+
+__device__ int global_index() { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }
+
+extern "C" __global__ void round_f16(const float* in, unsigned short* out) {
+  out[global_index()] = __half_as_ushort(from_f32<__half>(in[global_index()]));
+}
+extern "C" __global__ void round_bf16(const float* in, unsigned short* out) {
+  out[global_index()] = __bfloat16_as_ushort(from_f32<__nv_bfloat16>(in[global_index()]));
+}
+// A pair at a time, the low half first.
+extern "C" __global__ void widen_f16(const unsigned* in, float2* out) {
+  out[global_index()] = pair_to_f32<__half>(in[global_index()]);
+}
+extern "C" __global__ void widen_bf16(const unsigned* in, float2* out) {
+  out[global_index()] = pair_to_f32<__nv_bfloat16>(in[global_index()]);
+}
+// in: a, b and c of each thread.
+extern "C" __global__ void fma_f16(const unsigned* in, unsigned* out) {
+  const unsigned* abc = in + 3 * global_index();
+  out[global_index()] = fma_pair<__half>(abc[0], abc[1], abc[2]);
+}
+extern "C" __global__ void fma_bf16(const unsigned* in, unsigned* out) {
+  const unsigned* abc = in + 3 * global_index();
+  out[global_index()] = fma_pair<__nv_bfloat16>(abc[0], abc[1], abc[2]);
+}
+// in: a, b and the selector of each thread.
+extern "C" __global__ void permute(const unsigned* in, unsigned* out) {
+  const unsigned* operands = in + 3 * global_index();
+  out[global_index()] = __byte_perm(operands[0], operands[1], operands[2]);
+}
+
+// One warp. in: a (16, 16), row-major, then b (16, 8), row-major; out: a * b (16, 8). Operand A goes through
+// ldmatrix.
+template <typename Element>
+void multiply(const unsigned short* in, float* out) {
+  unsigned short* s_a = dynamic_shared<unsigned short>();
+  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
+  for (int i = lane; i < 256; i += 32) s_a[i] = in[i];
+  __syncthreads();
+  unsigned a[4];
+  ldmatrix_x4(a, shared_address(s_a + lane % 16 * 16 + lane / 16 * 8));
+  const unsigned short* g_b = in + 256;
+  const auto pair = [&](int k) { return g_b[k * 8 + g] | static_cast<unsigned>(g_b[(k + 1) * 8 + g]) << 16; };
+  float d[4] = {};
+  mma_m16n8k16<Element>(d, a, pair(2 * t), pair(2 * t + 8));
+  for (int i = 0; i < 4; ++i) out[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = d[i];
+}
+extern "C" __global__ void mma_f16(const unsigned short* in, float* out) { multiply<__half>(in, out); }
+extern "C" __global__ void mma_bf16(const unsigned short* in, float* out) { multiply<__nv_bfloat16>(in, out); }

@@ -1,0 +1,103 @@
+"""What the emulator computes for the instructions that it models, against NumPy and exact fractions."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cuda_emulator.backend import Modules
+from cuda_emulator.bench import Bench
+
+SOURCE = Path(__file__).parent / "kernels" / "instructions.cu"
+DTYPES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+BLOCK = 256
+EVERY = np.arange(1 << 16, dtype=np.uint16)
+
+
+@pytest.fixture(scope="module")
+def bench(modules: Modules) -> Bench:
+    return Bench(modules, SOURCE)
+
+
+def _grid(bench: Bench, name: str, given: np.ndarray, like: np.ndarray) -> np.ndarray:
+    assert len(like) % BLOCK == 0
+    return bench.run(name, given, like, block=BLOCK, grid=len(like) // BLOCK)
+
+
+@pytest.mark.parametrize("element", DTYPES)
+def test_every_16_bit_value_widens_as_in_numpy(bench, element):
+    found = _grid(bench, f"widen_{element}", EVERY.view(np.uint32), np.empty((len(EVERY) // 2, 2), np.float32))
+    assert np.array_equal(found.ravel(), EVERY.view(DTYPES[element]).astype(np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize("element", DTYPES)
+def test_f32_rounds_to_nearest_even_as_in_numpy(bench, element):
+    dtype = DTYPES[element]
+    values = EVERY.view(dtype).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        above = np.nextafter(values.astype(dtype), dtype.type(np.inf)).astype(np.float32)
+        ties = ((values.astype(np.float64) + above) / 2).astype(np.float32)
+        near = [np.nextafter(ties, np.float32(sign * np.inf)) for sign in (1, -1)]
+    random = np.random.default_rng(1).integers(0, 1 << 32, 1 << 16, dtype=np.uint32).view(np.float32)
+    given = np.concatenate([values, ties, *near, random])
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = given.astype(dtype)
+    found = _grid(bench, f"round_{element}", given, np.empty(len(given), np.uint16)).view(dtype)
+    numbers = ~np.isnan(given)
+    assert np.array_equal(found[numbers].view(np.uint16), expected[numbers].view(np.uint16))
+    assert np.isnan(found[~numbers].astype(np.float32)).all()
+
+
+def _rounded(exact: Fraction, dtype: np.dtype) -> float:
+    """The nearest value of `dtype` by exact comparison; of two that are as near, the one with an even last bit."""
+    start = np.float32(float(exact)).astype(dtype)
+    bits = int(start.view(np.uint16))
+    around = [np.uint16(bits + step).view(dtype) for step in (-1, 0, 1) if 0 <= bits + step < 1 << 16]
+    finite = [value for value in around if np.isfinite(value)]
+    return float(min(finite, key=lambda v: (abs(Fraction(float(v)) - exact), int(v.view(np.uint16)) % 2)))
+
+
+@pytest.mark.parametrize("element", DTYPES)
+def test_packed_fma_rounds_once(bench, element):
+    dtype, random = DTYPES[element], np.random.default_rng(2)
+    scale = 2.0 ** random.integers(-6, 7, (3, BLOCK * 8))
+    abc = (random.standard_normal(scale.shape) * scale).astype(dtype)
+    # Sums that cancel, and sums with an addend far below the other's last bit: where rounding twice would show.
+    abc[2, ::4] = -(abc[0, ::4].astype(np.float32) * abc[1, ::4].astype(np.float32)).astype(dtype)
+    abc[2, 1::4] = (abc[2, 1::4].astype(np.float32) * 2.0**-9).astype(dtype)
+    pairs = np.ascontiguousarray(abc.T.reshape(-1, 2, 3).transpose(0, 2, 1)).view(np.uint32).reshape(-1, 3)
+    found = _grid(bench, f"fma_{element}", pairs, np.empty(len(pairs), np.uint32)).view(dtype).astype(np.float64)
+    a, b, c = (row.astype(np.float64) for row in abc)
+    expected = [
+        _rounded(Fraction(x) * Fraction(y) + Fraction(z), dtype) for x, y, z in zip(a, b, c, strict=True)
+    ]  # fmt: skip
+    assert np.array_equal(found, np.array(expected))
+    product = (a.astype(np.float32) * b.astype(np.float32)).astype(dtype).astype(np.float64)
+    twice = (product + c).astype(dtype).astype(np.float64)
+    assert (twice != found).any(), "the inputs do not tell one rounding from two"
+
+
+def test_bytes_are_permuted_as_the_selector_says(bench):
+    random = np.random.default_rng(3)
+    given = random.integers(0, 1 << 32, (BLOCK, 3), dtype=np.uint32)
+    given[:, 2] &= 0xFFFF
+    found = _grid(bench, "permute", given, np.empty(BLOCK, np.uint32))
+    for (a, b, selector), result in zip(given.tolist(), found.tolist(), strict=True):
+        pool = (b << 32 | a).to_bytes(8, "little")
+        chosen = [(pool[s & 7], s & 8) for s in ((selector >> 4 * i) & 15 for i in range(4))]
+        expected = bytes((255 if byte & 128 else 0) if sign else byte for byte, sign in chosen)
+        assert result.to_bytes(4, "little") == expected
+
+
+@pytest.mark.parametrize("element", DTYPES)
+def test_ldmatrix_and_mma_multiply_matrices(bench, element):
+    random = np.random.default_rng(4)
+    # Distinct small integers: every sum is exact, and an element out of its place changes the product.
+    a = random.permutation(256).reshape(16, 16) - 128
+    b = random.permutation(128).reshape(16, 8) - 64
+    given = np.concatenate([a.ravel(), b.ravel()]).astype(np.float32).astype(DTYPES[element]).view(np.uint16)
+    found = bench.run(f"mma_{element}", given, np.empty((16, 8), np.float32), block=32, shared_bytes=512)
+    assert np.array_equal(found, (a @ b).astype(np.float32))
