@@ -9,20 +9,28 @@ from baracuda_py.checkpoints.awq import AwqConfig, AwqLayer, read_layer
 from baracuda_py.checkpoints.awq import read_config as read_config
 from baracuda_py.checkpoints.checkpoint import Checkpoint
 from baracuda_py.checkpoints.checkpoint import open_checkpoint as open
+from baracuda_py.checkpoints.codecs import unpack
 from baracuda_py.checkpoints.config import QuantizationConfig
 from baracuda_py.checkpoints.folder import Folder
 from baracuda_py.checkpoints.formats import PackedFormat
 from baracuda_py.checkpoints.layer import PackedLayer
+from baracuda_py.checkpoints.nibbles import LossReport, Nibbles
+from baracuda_py.checkpoints.transcode import GemmOperands, transcode
 
 __all__ = [
     "AwqConfig",
     "AwqLayer",
     "Checkpoint",
     "Folder",
+    "GemmOperands",
+    "LossReport",
+    "Nibbles",
     "PackedFormat",
     "PackedLayer",
     "QuantizationConfig",
     "open",
     "read_config",
     "read_layer",
+    "transcode",
+    "unpack",
 ]

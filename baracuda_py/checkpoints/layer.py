@@ -161,6 +161,7 @@ class PackedLayer:
 
         Raises:
             CheckpointError: the epilogue needs a bias and the layer has none.
+            UnsupportedCheckpoint: groups of which no part is a group of the op.
         """
         scales_element = ElementKind.F16 if self.scales_element is ElementKind.F32 else self.scales_element
         if epilogue is None:
@@ -170,8 +171,10 @@ class PackedLayer:
                 self.file, f"epilogue {epilogue.name} needs a bias", tensor=self.name, rule="bias",
                 got="a layer without one", fix="Use the epilogue IDENTITY",
             )  # fmt: skip
+        from baracuda_py.checkpoints.transcode import plan_group_size
+
         return Int4AwqGemmDescriptor(
-            m, self.ic, self.oc, self.group_size, split_k_iters=None, weight_layout=layout,
+            m, self.ic, self.oc, plan_group_size(self), split_k_iters=None, weight_layout=layout,
             element=scales_element if element is None else element, epilogue=epilogue, scales_element=scales_element,
         )  # fmt: skip
 
