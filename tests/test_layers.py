@@ -30,6 +30,7 @@ ALLOWED = {
     "arrays": {"errors", "vocab", "plan"},
     "checkpoints": {"errors", "vocab", "registry", "plan", "arrays", "ops"},
     "interop": {"errors", "vocab", "registry", "plan", "arrays", "ops"},
+    "quantize": {"errors", "vocab", "registry", "plan", "arrays", "ops", "checkpoints"},
     "testing": {"errors", "vocab", "registry", "plan", "arrays"},
     "cli": {"errors", "vocab", "registry", "plan", "arrays", "ops", "backends", "sys", "checkpoints", "interop"},
 }
