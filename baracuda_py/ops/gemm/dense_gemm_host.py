@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baracuda_py.ops.quantize.awq_epilogue import apply_epilogue as apply_f32_epilogue
+from baracuda_py.ops.host_epilogue import apply_epilogue as apply_f32_epilogue
 from baracuda_py.vocab.enums import EpilogueKind
 
 __all__ = ["dense_gemm_host"]

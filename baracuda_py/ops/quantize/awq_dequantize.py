@@ -29,7 +29,7 @@ from baracuda_py.vocab.enums import (
     OpCategory,
     QuantizeKind,
 )
-from baracuda_py.vocab.rules import multiple_of, non_negative, one_of
+from baracuda_py.vocab.rules import at_most, multiple_of, non_negative, one_of
 from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
 
 __all__ = ["OP", "Int4AwqDequantizeArgs", "Int4AwqDequantizeDescriptor"]
@@ -193,6 +193,7 @@ def _kernel(element: ElementKind, layout: LayoutSku) -> Kernel:
         _sku(element, layout, ArchSku.SM80, ""),
         PtxCode(_MODULE, ArchSku.SM80, _launches),
         cost=_cost,
+        rules=tuple(at_most(name, (1 << 31) - 1, why="the kernel takes it as a 32-bit int") for name in ("ic", "oc")),
         alignment={"scales": 8},  # four scales at a time
         doc="one pass, transposing through shared memory where the orders differ",
     )

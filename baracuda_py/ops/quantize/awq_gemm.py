@@ -90,6 +90,11 @@ class Int4AwqGemmDescriptor:
         return self.ic // self.group
 
     @property
+    def outputs(self) -> int:
+        """Elements of the output."""
+        return self.m * self.oc
+
+    @property
     def weight_shape(self) -> tuple[int, int]:
         """Shape of `weight_packed`, in 32-bit words."""
         if self.weight_layout is AwqWeightLayout.OC_MAJOR:

@@ -226,6 +226,17 @@ def _guarantee(element: ElementKind, *, batch_invariant: bool) -> PrecisionGuara
     )
 
 
+_INT = (1 << 31) - 1
+_WHY_INT = "the kernel takes it as a 32-bit int"
+# Smallest tile: 16 x 128 outputs; a grid has at most 2^31 blocks. Half of that leaves room for ragged edges.
+_LIMITS = (
+    at_most("m", _INT, why=_WHY_INT),
+    at_most("ic", _INT, why=_WHY_INT),
+    at_most("oc", _INT, why=_WHY_INT),
+    at_most("outputs", 16 * 128 << 30, why="a grid has at most 2^31 blocks"),
+)
+
+
 def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
     """The kernels that read weights in `layout`, for every element and epilogue."""
     reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
@@ -273,7 +284,7 @@ def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
                 ),
                 PtxCode(f"quantize.awq_gemm.{part}_{layout.value}", _ARCH, launches),
                 cost=cost,
-                rules=(reads, *rules),
+                rules=(reads, *rules, *_LIMITS),
                 alignment=_ALIGNMENT,
                 doc=doc,
                 **extra,

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from baracuda_py.ops.quantize.awq_epilogue import IDENTITY, apply_epilogue
+from baracuda_py.ops.host_epilogue import IDENTITY, apply_epilogue
 from baracuda_py.ops.quantize.awq_packing import HF_COLUMN_OF_NIBBLE, HF_GEMM, OC_MAJOR, unpack_zeros
 
 __all__ = ["BLOCK_WEIGHTS", "awq_dequantize_host", "awq_gemm_host"]

@@ -24,7 +24,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from baracuda_py.ops.quantize.awq_epilogue import IDENTITY, apply_epilogue
+from baracuda_py.ops.host_epilogue import IDENTITY, apply_epilogue
 from baracuda_py.ops.quantize.awq_packing import OC_MAJOR, unpack_zeros
 
 __all__ = ["CACHE_NBYTES", "PreparedAwqGemm", "awq_gemm_onnxruntime", "matmul_nbits"]

@@ -13,7 +13,8 @@ from attrs import evolve, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baracuda_py.ops.quantize import awq_epilogue, awq_host, awq_onnxruntime, awq_packing, awq_reference
+from baracuda_py.ops import host_epilogue
+from baracuda_py.ops.quantize import awq_host, awq_onnxruntime, awq_packing, awq_reference
 
 LAYOUTS = (awq_packing.OC_MAJOR, awq_packing.HF_GEMM)
 ELEMENTS = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -57,7 +58,7 @@ def make_problem(
     *,
     layout: str = awq_packing.OC_MAJOR,
     element: Any = np.float16,
-    epilogue: int = awq_epilogue.IDENTITY,
+    epilogue: int = host_epilogue.IDENTITY,
     seed: int = 0,
 ) -> Problem:
     rng = np.random.default_rng(seed)
@@ -260,7 +261,7 @@ def test_a_change_in_place_is_seen_by_the_next_call(kernel: Kernel, tensor: str)
 
 def test_a_prepared_weight_outlives_the_tensors_it_was_made_from() -> None:
     pytest.importorskip("onnxruntime")
-    problem = make_problem(4, 128, 32, 64, epilogue=awq_epilogue.BIAS_GELU)
+    problem = make_problem(4, 128, 32, 64, epilogue=host_epilogue.BIAS_GELU)
     expected = problem.expected()
     prepared = awq_onnxruntime.PreparedAwqGemm(
         problem.weight_packed, problem.scales, problem.zeros, group_size=64, half=True
@@ -360,21 +361,21 @@ def peak_nbytes(call: Callable[[], None]) -> int:
 def test_gelu_is_exact_to_float32_on_both_tails(points: list[float]) -> None:
     values = np.array([points], dtype=np.float32)
     exact = np.array([[v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in points]])
-    awq_epilogue.apply_epilogue(values, np.zeros(len(points), np.float32), awq_epilogue.BIAS_GELU)
+    host_epilogue.apply_epilogue(values, np.zeros(len(points), np.float32), host_epilogue.BIAS_GELU)
     # exp(-v^2 / 2) turns a relative error of its argument into one v^2 / 2 times as large; below 1e-37 it underflows.
     allowed = 1e-6 * (1 + np.array([points]) ** 2) * np.abs(exact) + 1e-37
     assert (np.abs(values - exact) <= allowed).all()
 
 
-@pytest.mark.parametrize("epilogue", [awq_epilogue.BIAS_GELU, awq_epilogue.BIAS_SILU])
+@pytest.mark.parametrize("epilogue", [host_epilogue.BIAS_GELU, host_epilogue.BIAS_SILU])
 def test_activations_far_from_zero_are_zero_or_the_identity(epilogue: int) -> None:
     values = np.array([[-1e30, -1000.0, 1000.0, 1e30]], dtype=np.float32)
-    awq_epilogue.apply_epilogue(values, np.zeros(4, np.float32), epilogue)
+    host_epilogue.apply_epilogue(values, np.zeros(4, np.float32), epilogue)
     np.testing.assert_array_equal(values, np.array([[0.0, 0.0, 1000.0, 1e30]], dtype=np.float32))
 
 
 def test_an_epilogue_without_its_bias_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a bias"):
-        awq_epilogue.apply_epilogue(np.zeros((1, 1), np.float32), None, awq_epilogue.BIAS)
+        host_epilogue.apply_epilogue(np.zeros((1, 1), np.float32), None, host_epilogue.BIAS)
     with pytest.raises(ValueError, match="epilogue must be"):
-        awq_epilogue.apply_epilogue(np.zeros((1, 1), np.float32), None, 5)
+        host_epilogue.apply_epilogue(np.zeros((1, 1), np.float32), None, 5)

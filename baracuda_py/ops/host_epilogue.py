@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from baracuda_py.vocab.enums import EpilogueKind
+
 __all__ = ["BIAS", "BIAS_GELU", "BIAS_RELU", "BIAS_SILU", "IDENTITY", "apply_epilogue"]
 
-IDENTITY = 0
-BIAS = 1
-BIAS_RELU = 2
-BIAS_GELU = 3
-BIAS_SILU = 4
+IDENTITY = EpilogueKind.IDENTITY
+BIAS = EpilogueKind.BIAS
+BIAS_RELU = EpilogueKind.BIAS_RELU
+BIAS_GELU = EpilogueKind.BIAS_GELU
+BIAS_SILU = EpilogueKind.BIAS_SILU
 
 # 10 terms leave 3e-8 of relative error, under float32's own 6e-8, up to z = 9. Past it erfc is below 1e-36, where
 # the extrapolated P stays finite and exp(-z^2) carries the result to 0.
