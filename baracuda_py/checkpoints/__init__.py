@@ -13,6 +13,7 @@ from baracuda_py.checkpoints.codecs import unpack
 from baracuda_py.checkpoints.config import QuantizationConfig
 from baracuda_py.checkpoints.folder import Folder
 from baracuda_py.checkpoints.formats import PackedFormat
+from baracuda_py.checkpoints.inspection import Inspection, inspect
 from baracuda_py.checkpoints.layer import PackedLayer
 from baracuda_py.checkpoints.nibbles import LossReport, Nibbles
 from baracuda_py.checkpoints.transcode import GemmOperands, transcode
@@ -23,11 +24,13 @@ __all__ = [
     "Checkpoint",
     "Folder",
     "GemmOperands",
+    "Inspection",
     "LossReport",
     "Nibbles",
     "PackedFormat",
     "PackedLayer",
     "QuantizationConfig",
+    "inspect",
     "open",
     "read_config",
     "read_layer",

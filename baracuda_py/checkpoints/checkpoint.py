@@ -67,9 +67,8 @@ class Checkpoint(Mapping[str, PackedLayer]):
             CheckpointError: its headers contradict each other or the configuration.
             UnsupportedCheckpoint: a format that is not read.
         """
-        found = self._modules[name]
+        headers = self.headers_of(name)
         assert self.config is not None
-        headers = {part: self.folder.tensors[_join(name, part)] for part in found}
         rule = self.config.rule(name)
         format = detect(name, headers, gptq_v2=self.config.gptq_v2)
         sizes, headers = geometry(name, format, headers, rule.group_size, self.config.file.name)
@@ -88,6 +87,10 @@ class Checkpoint(Mapping[str, PackedLayer]):
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.folder.path)!r}: {len(self)} packed layers, {len(self.plain)} plain tensors)"
+
+    def headers_of(self, name: str) -> dict[str, TensorHeader]:
+        """The tensors of layer `name` by the last part of their names, unchecked; KeyError for no such layer."""
+        return {part: self.folder.tensors[_join(name, part)] for part in self._modules[name]}
 
     def layer(self, name: str) -> PackedLayer:
         """Layer `name`; as `checkpoint[name]`, but a layer that is not there is a `CheckpointError` with near names."""

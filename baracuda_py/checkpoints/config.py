@@ -203,7 +203,7 @@ class _Fields:
 
     def refuse(self, rule: str, must: str, value: Any) -> UnsupportedCheckpoint:
         """The error that `value` is not served."""
-        return UnsupportedCheckpoint(self.file, must, rule=rule, got=str(value)[:80])
+        return UnsupportedCheckpoint(self.file, must, rule=rule, value=value, got=str(value)[:80])
 
 
 def _parsed(file: Path, found: Any) -> QuantizationConfig:

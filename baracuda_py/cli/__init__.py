@@ -14,7 +14,7 @@ import typer
 from attrs import define
 
 import baracuda_py
-from baracuda_py.cli import demo, doctor, explain, ops, run, skus
+from baracuda_py.cli import demo, doctor, explain, inspect, ops, run, skus
 from baracuda_py.cli.output import error_console
 from baracuda_py.cli.status import EXIT_CODES_HELP, exit_code, message
 
@@ -84,6 +84,10 @@ app.add_typer(
     name="run",
     epilog=_examples("baracuda-py run awq-gemm --checkpoint DIR --layer model.layers.0.mlp.up_proj"),
 )
+app.command(
+    "inspect",
+    epilog=_examples("baracuda-py inspect DIR --device sm_90 --m 1 --m 512", "baracuda-py inspect DIR --json"),
+)(inspect.inspect)
 app.command("ops", epilog=_examples("baracuda-py ops --json"))(ops.ops)
 app.command(
     "skus",

@@ -164,10 +164,13 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def bytes_text(nbytes: int) -> str:
-    """`"0 bytes"`, `"8,192 bytes"`, `"4.0 MiB"`."""
+    """`"0 bytes"`, `"8,192 bytes"`, `"4.0 MiB"`, `"36.9 GiB"`."""
     if nbytes < 1 << 16:
         return f"{nbytes:,} bytes"
-    return f"{nbytes / 2**20:,.1f} MiB" if nbytes >= 1 << 20 else f"{nbytes / 2**10:,.1f} KiB"
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if nbytes >= size:
+            return f"{nbytes / size:,.1f} {unit}"
+    return f"{nbytes / 2**10:,.1f} KiB"
 
 
 def time_text(microseconds: float) -> str:
