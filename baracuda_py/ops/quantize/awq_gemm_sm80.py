@@ -228,12 +228,12 @@ def _guarantee(element: ElementKind, *, batch_invariant: bool) -> PrecisionGuara
 
 _INT = (1 << 31) - 1
 _WHY_INT = "the kernel takes it as a 32-bit int"
-# Smallest tile: 16 x 128 outputs; a grid has at most 2^31 blocks. Half of that leaves room for ragged edges.
+# Beyond 64 rows a tile is 128 x 128 outputs, and a grid has at most 2^31 blocks; half of that leaves room for edges.
 _LIMITS = (
     at_most("m", _INT, why=_WHY_INT),
     at_most("ic", _INT, why=_WHY_INT),
     at_most("oc", _INT, why=_WHY_INT),
-    at_most("outputs", 16 * 128 << 30, why="a grid has at most 2^31 blocks"),
+    at_most("outputs", 128 * 128 << 30, why="a grid has at most 2^31 blocks"),
 )
 
 
