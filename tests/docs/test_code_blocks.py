@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-PAGES = ("README.md", "docs/tutorial.md", "docs/guide-workspaces-and-graphs.md")
+PAGES = ("README.md", "docs/tutorial.md", "docs/guide-workspaces-and-graphs.md", "docs/guide-quantize.md")
 KNOWN_NEEDS = {"torch", "cupy", "gpu"}
 
 

@@ -1,0 +1,161 @@
+"""Round-to-nearest in 4 bits: groups of input channels share a scale and a zero point.
+
+    w[n, k] ~ (q[k, n] - z[k // group, n]) * scales[k // group, n]        q, z in 0..15
+
+    scale = (high - low) / 15, rounded up to the stored element      low, high: extremes of the group and 0
+    z     = round(-low / scale)
+    q     = round(w / scale) + z, clamped to 0..15
+
+Scale and zero point are AWQ's asymmetric ones (arXiv 2306.00978), with two differences. The interval always holds 0,
+so that z needs no clamp and a group of one sign does not saturate. The scale is rounded before the nibbles are chosen
+and never down, so that no weight lies further from its value than scale / 2. A group of equal weights takes their
+magnitude as its scale, and is exact when the stored element holds it.
+
+A weight is (oc, ic), as torch's Linear holds it; nibbles, zero points and scales are (ic, oc) and (groups, oc), as
+checkpoints and kernels hold them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from baracuda_py.errors import InvalidProblem
+from baracuda_py.quantize.weights import blocks, check_weight
+from baracuda_py.vocab.elements import numpy_dtype
+from baracuda_py.vocab.enums import ElementKind
+
+__all__ = ["Grid", "Rounded", "round_to_nearest"]
+
+LARGEST_NIBBLE = 15
+
+
+@frozen(eq=False)
+class Rounded:
+    """A weight in 4 bits.
+
+    Attributes:
+        nibbles: (ic, oc), uint8 in 0..15.
+        zeros: (groups, oc), uint8 in 0..15.
+        scales: (groups, oc), float16 or bfloat16; finite and positive.
+    """
+
+    nibbles: NDArray[np.uint8]
+    zeros: NDArray[np.uint8]
+    scales: NDArray[Any]
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weight that the nibbles stand for: (oc, ic), float32, exact."""
+        group = len(self.nibbles) // len(self.zeros)
+        levels = self.nibbles.T.astype(np.float32)
+        levels -= np.repeat(self.zeros.T, group, axis=1)
+        levels *= np.repeat(self.scales.T.astype(np.float32), group, axis=1)
+        return levels
+
+
+@frozen(eq=False)
+class Grid:
+    """The 16 values that each group can take, for groups in the last axis of an array.
+
+    Attributes:
+        scales: (..., 1), float32, each exactly a value of the stored element; inf where that overflows.
+        zeros: (..., 1), float32, whole numbers in 0..15.
+    """
+
+    scales: NDArray[np.float32]
+    zeros: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, groups: NDArray[np.float32], element: ElementKind) -> Grid:
+        """The grid that reaches the extremes of each group (..., group)."""
+        least, most = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
+        low, high = np.minimum(least, 0), np.maximum(most, 0)
+        dtype = numpy_dtype(element)
+        equal = (least == most) & (np.maximum(-low, high) <= float(_largest(dtype)))
+        return cls.between(low, high, element, np.where(equal, 1, LARGEST_NIBBLE))
+
+    @classmethod
+    def between(
+        cls,
+        low: NDArray[np.float32],
+        high: NDArray[np.float32],
+        element: ElementKind,
+        steps: int | NDArray[np.int_] = LARGEST_NIBBLE,
+    ) -> Grid:
+        """The grid from `low` <= 0 to `high` >= 0 in `steps` steps; of scale 1 where both are 0."""
+        span = high.astype(np.float64) - low
+        with np.errstate(invalid="ignore"):
+            scales = _rounded_up(np.where(span == 0, 1, span), np.where(span == 0, 1, steps), numpy_dtype(element))
+            return cls(scales, np.rint(-low / scales))
+
+    def check(self, element: ElementKind) -> None:
+        """Raise InvalidProblem when a scale overflows `element`."""
+        if not np.isfinite(self.scales).all():
+            raise InvalidProblem(
+                "weight", f"the range of a group must fit {LARGEST_NIBBLE} scales of {element.name}",
+                rule="scale range", why=f"the largest scale is {float(_largest(numpy_dtype(element))):g}",
+                fix="Store the scales as BF16, or scale the layer down",
+            )  # fmt: skip
+
+    def levels(self, groups: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The nibbles nearest to `groups` (..., group), as float32."""
+        levels = groups / self.scales
+        np.rint(levels, out=levels)
+        levels += self.zeros
+        return np.clip(levels, 0, LARGEST_NIBBLE, out=levels)
+
+    def nearest(self, groups: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The values of the grid nearest to `groups` (..., group); nan where the scale overflows."""
+        levels = self.levels(groups)
+        levels -= self.zeros
+        with np.errstate(invalid="ignore"):
+            levels *= self.scales
+        return levels
+
+
+def round_to_nearest(
+    weight: NDArray[Any], *, group_size: int = 128, scales_element: ElementKind = ElementKind.F16
+) -> Rounded:
+    """`weight` in 4 bits, each value at most half a scale away.
+
+    Args:
+        weight: (oc, ic), as torch's Linear holds it; float16, bfloat16 or float32, finite.
+        group_size: input channels that share a scale and a zero point: 32, 64, 128, or -1 for all of them.
+        scales_element: what the scales are stored as, F16 or BF16.
+
+    Raises:
+        Unsupported: another element, another group size.
+        InvalidProblem: not a matrix, oc % 8, ic % 32, groups that end in the middle, inf or nan, a scale too large
+            for its element.
+    """
+    group = check_weight(weight, group_size, scales_element)
+    oc, ic = weight.shape
+    nibbles = np.empty((oc, ic), np.uint8)
+    zeros = np.empty((oc, ic // group), np.uint8)
+    scales = np.empty((oc, ic // group), numpy_dtype(scales_element))
+    for rows in blocks(oc, ic):
+        groups = weight[rows].astype(np.float32).reshape(-1, ic // group, group)
+        grid = Grid.of(groups, scales_element)
+        grid.check(scales_element)
+        nibbles[rows] = grid.levels(groups).reshape(-1, ic)
+        zeros[rows] = grid.zeros[..., 0]
+        scales[rows] = grid.scales[..., 0]
+    return Rounded(nibbles.T, zeros.T, scales.T)
+
+
+def _largest(dtype: np.dtype[Any]) -> Any:
+    from ml_dtypes import finfo
+
+    return finfo(dtype).max
+
+
+def _rounded_up(span: NDArray[np.float64], steps: NDArray[np.int_], dtype: np.dtype[Any]) -> NDArray[np.float32]:
+    """The smallest values of a 16-bit float `dtype` of which `steps` reach `span` > 0; inf beyond its range."""
+    with np.errstate(over="ignore"):
+        scales = (span / steps).astype(dtype)
+    short = scales.astype(np.float64) * steps < span
+    scales.view(np.uint16)[...] += short  # the next pattern of a positive float is the next larger value
+    return scales.astype(np.float32)
