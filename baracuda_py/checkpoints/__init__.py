@@ -16,6 +16,7 @@ from baracuda_py.checkpoints.formats import PackedFormat
 from baracuda_py.checkpoints.inspection import Inspection, inspect
 from baracuda_py.checkpoints.layer import PackedLayer
 from baracuda_py.checkpoints.nibbles import LossReport, Nibbles
+from baracuda_py.checkpoints.shard import legal_degrees, shard, shard_fused
 from baracuda_py.checkpoints.transcode import GemmOperands, transcode
 
 __all__ = [
@@ -31,9 +32,12 @@ __all__ = [
     "PackedLayer",
     "QuantizationConfig",
     "inspect",
+    "legal_degrees",
     "open",
     "read_config",
     "read_layer",
+    "shard",
+    "shard_fused",
     "transcode",
     "unpack",
 ]

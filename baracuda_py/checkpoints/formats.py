@@ -22,6 +22,7 @@ Sources: AutoAWQ, awq/modules/linear; AutoGPTQ, auto_gptq/nn_modules/qlinear; co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 
@@ -35,6 +36,7 @@ __all__ = [
     "Geometry",
     "PackedFormat",
     "Part",
+    "channels_together",
     "check_fits",
     "detect",
     "expected_parts",
@@ -214,10 +216,19 @@ def expected_parts(format: PackedFormat, geometry: Geometry, *, symmetric: bool 
 
 # Per format, what ic and oc must be multiples of, and the group sizes if not all are possible.
 _MULTIPLES = {
-    _F.AWQ_GEMM: (1, 8), _F.AWQ_GEMV: (8, 1), _F.AWQ_GEMV_FAST: (64, 4), _F.LLM_AWQ_V2: (64, 4),
+    _F.AWQ_GEMM: (8, 8), _F.AWQ_GEMV: (8, 1), _F.AWQ_GEMV_FAST: (64, 4), _F.LLM_AWQ_V2: (64, 4),
     _F.AWQ_MARLIN: (128, 256), _F.GPTQ_V1: (8, 8), _F.GPTQ_V2: (8, 8), _F.COMPRESSED_TENSORS: (8, 1),
 }  # fmt: skip
 _GROUP_SIZES = {_F.AWQ_MARLIN: (128, -1)}
+
+
+def channels_together(format: PackedFormat, *, symmetric: bool = False) -> int:
+    """Output channels that share a word or a tile; a run of whole ones can be taken out without repacking."""
+    if format is _F.AWQ_MARLIN:
+        return 64  # of a tile and of a permutation of the scales; its kernels want whole 256
+    if format is _F.COMPRESSED_TENSORS and not symmetric:
+        return 8  # in a word of zero points
+    return _MULTIPLES[format][1]
 
 
 def check_fits(file: object, layer: str, format: PackedFormat, geometry: Geometry, *, symmetric: bool = False) -> None:
@@ -232,8 +243,7 @@ def check_fits(file: object, layer: str, format: PackedFormat, geometry: Geometr
             raise UnsupportedCheckpoint(file, f"{format.name}: {must}", tensor=layer, rule=rule, value=value)
 
     ic_multiple, oc_multiple = _MULTIPLES[format]
-    if format is _F.COMPRESSED_TENSORS and not symmetric:
-        oc_multiple = 8  # channels of a word of zero points
+    oc_multiple = math.lcm(oc_multiple, channels_together(format, symmetric=symmetric))
     check(geometry.ic % ic_multiple == 0, f"ic must be a multiple of {ic_multiple}", "ic", geometry.ic)
     check(geometry.oc % oc_multiple == 0, f"oc must be a multiple of {oc_multiple}", "oc", geometry.oc)
     sizes = _GROUP_SIZES.get(format)

@@ -23,7 +23,7 @@ from baracuda_py.checkpoints import words
 from baracuda_py.checkpoints.layer import PackedLayer
 from baracuda_py.checkpoints.nibbles import Nibbles
 
-__all__ = ["pack", "unpack"]
+__all__ = ["pack", "permuted_scales", "unpack"]
 
 # ic is walked in runs of this many channels, which bounds what exists unpacked.
 _RUN = 512
@@ -40,7 +40,7 @@ def unpack(layer: PackedLayer) -> Nibbles:
         axes = nibbles.reshape(-1, oc // 64, 8, 4, 4, 2, 2, 2)  # k/16, n/64, n%8, k/2%4, n/16%4, k%2, n/8%2, k/8%2
         ordered = np.ascontiguousarray(axes.transpose(1, 4, 6, 2, 0, 7, 3, 5))
         result[:, start // 8 : stop // 8] = words.pack(ordered.reshape(oc, stop - start))
-    return Nibbles(result, None, _unpermuted(layer.tensors["scales"]))
+    return Nibbles(result, None, permuted_scales(layer.tensors["scales"]))
 
 
 def pack(nibbles: Nibbles) -> dict[str, NDArray[Any]]:
@@ -53,14 +53,12 @@ def pack(nibbles: Nibbles) -> dict[str, NDArray[Any]]:
         axes = natural.reshape(oc // 64, 4, 2, 8, -1, 2, 4, 2)  # n/64, n/16%4, n/8%2, n%8, k/16, k/8%2, k/2%4, k%2
         ordered = np.ascontiguousarray(axes.transpose(4, 0, 3, 6, 1, 7, 2, 5))
         result[start // 16 : stop // 16] = words.pack(ordered.reshape(-1, oc * 16))
-    return {"qweight": result, "scales": _permuted(nibbles.scales)}
+    return {"qweight": result, "scales": permuted_scales(nibbles.scales)}
 
 
-def _permuted(scales: NDArray[Any]) -> NDArray[Any]:
+def permuted_scales(scales: NDArray[Any]) -> NDArray[Any]:
+    """Scales (groups, oc) into the format's order, and back: two axes of one size are swapped."""
     groups, oc = scales.shape
     if groups > 1:
         return np.ascontiguousarray(scales.reshape(groups, oc // 64, 8, 8).swapaxes(2, 3)).reshape(groups, oc)
     return np.ascontiguousarray(scales.reshape(1, oc // 32, 4, 4, 2).swapaxes(2, 3)).reshape(1, oc)
-
-
-_unpermuted = _permuted  # both swap two axes of the same size
