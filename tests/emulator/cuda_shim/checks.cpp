@@ -47,6 +47,7 @@ template <typename Check>
 void each_byte(const void* address, std::size_t nbytes, Check check) {
   const char* begin = static_cast<const char*>(address);
   for (Region& region : regions) {
+    if (begin + nbytes <= region.begin || begin >= region.begin + region.bytes.size()) continue;
     for (std::size_t i = 0; i < nbytes; ++i) {
       if (Byte* byte = region.find(begin + i)) check(region, begin + i, *byte);
     }

@@ -1,0 +1,64 @@
+"""Problems beyond the examples of the ops: small, yet as large as it takes to meet every path of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from attrs import evolve
+
+import baracuda_py as bp
+from baracuda_py.ops import builtin_ops
+from baracuda_py.plan import Plan
+from baracuda_py.registry import Kernel, Op, Registry
+from baracuda_py.testing.calls import Case, cases, serves
+from baracuda_py.vocab.code import PtxCode
+
+__all__ = ["cuda_kernels", "cuda_ops", "problems"]
+
+_BOTH = tuple(bp.AwqWeightLayout)
+
+_FURTHER: dict[str, tuple[Any, ...]] = {
+    "int4_awq_gemm": (
+        # More stages than the ring of any tile has; ragged last tiles of rows, columns and k; 136 channels do not
+        # start at multiples of 16 bytes in HF_GEMM weights.
+        *(bp.Int4AwqGemmDescriptor(20, 1056, 136, 32, None, layout) for layout in _BOTH),
+        *(bp.Int4AwqGemmDescriptor(9, 1056, 136, -1, None, layout) for layout in _BOTH),
+        *(bp.Int4AwqGemmDescriptor(130, 640, 192, 128, 2, layout) for layout in _BOTH),
+        *(bp.Int4AwqGemmDescriptor(20, 640, 64, 64, 5, layout, bp.ElementKind.BF16) for layout in _BOTH),
+        # Every warp of the small-m kernels takes more than one block of k.
+        *(bp.Int4AwqGemmDescriptor(3, 2304, 136, group, None, layout) for group in (128, 64, 32) for layout in _BOTH),
+        *(bp.Int4AwqGemmDescriptor(8, 2080, 72, -1, None, layout, bp.ElementKind.BF16) for layout in _BOTH),
+    ),
+    "softmax": (
+        # Several threads share a slice that is not innermost; a block takes more than one slice's registers hold.
+        *(bp.SoftmaxDescriptor((2, 200, 3), 1, kind) for kind in (bp.SoftmaxKind.SOFTMAX, bp.SoftmaxKind.LOG_SOFTMAX)),
+        bp.SoftmaxDescriptor((300, 40), 0, element=bp.ElementKind.F64),
+        bp.SoftmaxDescriptor((2, 9001), -1, element=bp.ElementKind.BF16),
+        bp.SoftmaxDescriptor((9, 1000), -1, element=bp.ElementKind.F16),
+    ),
+}
+
+
+def cuda_ops() -> tuple[Op, ...]:
+    """The built-in ops that have CUDA kernels of ours."""
+    return tuple(op for op in builtin_ops() if any(isinstance(kernel.code, PtxCode) for kernel in op.kernels))
+
+
+def cuda_kernels() -> tuple[Kernel, ...]:
+    """Every CUDA kernel of the built-in ops."""
+    return tuple(kernel for op in cuda_ops() for kernel in op.kernels if isinstance(kernel.code, PtxCode))
+
+
+def problems(registry: Registry[Plan], kernel: Kernel) -> Iterator[Case]:
+    """The examples and further problems that the kernel serves and that are not empty, on the emulated GPU."""
+    device = registry.device(0)
+    for case in cases(registry, device, kernel):
+        if not case.empty:
+            yield case
+    for op in registry.ops():
+        if kernel in op.kernels:
+            case = Case(registry, op, kernel, None, device)
+            for descriptor in _FURTHER.get(op.name, ()):
+                if serves(op, kernel, descriptor):
+                    yield evolve(case, descriptor=descriptor)

@@ -1,0 +1,65 @@
+"""Kernels touch no byte outside their tensors, and their bits depend on no order that a GPU leaves open."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from cuda_emulator.backend import EmulatorBackend
+from cuda_emulator.library import Schedule
+from cuda_emulator.memory import GuardedTensor
+from cuda_emulator.problems import cuda_kernels, problems
+
+from baracuda_py.testing.calls import Call, Case
+from baracuda_py.testing.data import inputs_for, same_bits
+from baracuda_py.vocab.preference import Workspace
+
+SCHEDULES = [Schedule(), *map(Schedule, range(1, 4))]
+
+
+def _run_guarded(case: Case, backend: EmulatorBackend, edge: Literal["end", "begin"]) -> dict:
+    """The outputs of a run whose tensors and workspace lie against inaccessible pages."""
+    inputs = inputs_for(case.op, case.descriptor)
+    call = Call.of(case, inputs)
+    made: dict[str, GuardedTensor | None] = {}
+    for name, memory in call.tensors.items():
+        if memory is None:
+            made[name] = None
+            continue
+        nbytes = memory.values().dtype.itemsize
+        alignment = max(case.kernel.alignment.get(name, 1), nbytes)
+        made[name] = GuardedTensor(
+            backend.emulated.memory, memory.values(), memory.view.element, 0, alignment=alignment, edge=edge
+        )
+    workspace = Workspace.NONE
+    if call.workspace_memory is not None:
+        memory = call.workspace_memory
+        held = GuardedTensor(
+            backend.emulated.memory, memory.values(), memory.view.element, 0, alignment=16, edge=edge
+        )  # fmt: skip
+        workspace = Workspace.borrowed(held)
+    call.plan.run(0, workspace, case.op.args(**made))
+    return {name: tensor.numpy() for name, tensor in made.items() if name in call.written and tensor is not None}
+
+
+@pytest.mark.parametrize("edge", ["end", "begin"])
+@pytest.mark.parametrize("kernel", cuda_kernels(), ids=lambda kernel: str(kernel.sku))
+def test_no_kernel_reads_or_writes_beside_its_tensors(kernel, edge, registry, backend):
+    for case in problems(registry, kernel):
+        try:
+            found = _run_guarded(case, backend, edge)
+        except Exception as error:
+            error.add_note(f"{case}: {backend.emulated.fault}")
+            raise
+        assert same_bits(found, Call.of(case).run()), f"{case}: what lies beside the tensors changes the bits"
+
+
+@pytest.mark.parametrize("kernel", cuda_kernels(), ids=lambda kernel: str(kernel.sku))
+def test_the_order_of_blocks_warps_and_lanes_changes_no_bit(kernel, registry, backend):
+    for case in problems(registry, kernel):
+        outputs = []
+        for schedule in SCHEDULES:
+            backend.emulated.schedule = schedule
+            outputs.append(Call.of(case).run())
+        for schedule, found in zip(SCHEDULES, outputs, strict=True):
+            assert same_bits(outputs[0], found), f"{case}: {schedule} changes the bits"

@@ -1,0 +1,81 @@
+"""The laws of `baracuda_py.testing` over every CUDA kernel of the built-in ops, on an emulated GPU.
+
+No run on a GPU: see conftest.py for what it shows.
+"""
+
+from __future__ import annotations
+
+import pytest
+from cuda_emulator.backend import AMPERE, HOPPER, EmulatorBackend, Modules, emulated_registry
+from cuda_emulator.problems import cuda_kernels, cuda_ops, problems
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import baracuda_py as bp
+from baracuda_py.testing.calls import Case, cases, serves
+from baracuda_py.testing.harness import (
+    agrees_with_reference,
+    does_nothing_when_empty,
+    laws_for,
+    repeats_its_bits,
+    writes_every_element_and_nothing_else,
+)
+from baracuda_py.testing.strategies import valid
+from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.enums import ArchSku
+
+
+def _check(case: Case, laws, backend: EmulatorBackend) -> None:
+    for law in laws:
+        try:
+            law(case)
+        except Exception as error:
+            error.add_note(f"{law.__name__}, {case}; {backend.emulated.fault or 'no fault'}")
+            raise
+
+
+@pytest.mark.parametrize("kernel", cuda_kernels(), ids=lambda kernel: str(kernel.sku))
+def test_every_cuda_kernel_keeps_the_laws_on_the_examples_of_its_op(kernel, registry, backend):
+    checked = 0
+    for case in cases(registry, registry.device(0), kernel):
+        _check(case, laws_for(case), backend)
+        checked += 1
+    assert checked
+    assert backend.emulated.launches
+
+
+@pytest.mark.parametrize("op", cuda_ops(), ids=lambda op: op.name)
+def test_every_cuda_kernel_is_right_on_any_valid_descriptor(op, modules: Modules, monkeypatch):
+    worlds = []
+    for gpu in (AMPERE, HOPPER):
+        backend = EmulatorBackend(modules, gpu)
+        registry = emulated_registry(backend)
+        worlds.append((backend, registry, registry.device(0)))
+
+    @settings(max_examples=30)
+    @given(valid(op), st.sampled_from(worlds))
+    def check(descriptor, world):
+        backend, registry, device = world
+        monkeypatch.setattr(bp, "default_registry", lambda: registry)
+        for kernel in op.kernels:
+            if kernel.sku.arch is ArchSku.HOST or not serves(op, kernel, descriptor):
+                continue
+            case = Case(registry, op, kernel, descriptor, device)
+            laws = [agrees_with_reference, writes_every_element_and_nothing_else, repeats_its_bits]
+            _check(case, [does_nothing_when_empty] if case.empty else laws, backend)
+
+    check()
+
+
+@pytest.mark.parametrize("kernel", cuda_kernels(), ids=lambda kernel: str(kernel.sku))
+def test_every_cuda_kernel_is_right_on_further_problems(kernel, registry, backend):
+    for case in problems(registry, kernel):
+        if case.descriptor not in case.op.examples:
+            _check(case, [agrees_with_reference, writes_every_element_and_nothing_else], backend)
+
+
+def test_the_emulated_gpu_is_what_selection_takes(registry):
+    descriptor = bp.Int4AwqGemmDescriptor(4, 256, 64, split_k_iters=2)
+    plan = registry.select(descriptor)
+    assert plan.device == Device("cuda", 0, HOPPER.capability, HOPPER.sm_count)
+    assert plan.sku.arch is ArchSku.SM80
