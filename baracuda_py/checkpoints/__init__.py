@@ -5,8 +5,6 @@
     operands = layer.gemm_operands(AwqWeightLayout.OC_MAJOR)
 """
 
-from baracuda_py.checkpoints.awq import AwqConfig, AwqLayer, read_layer
-from baracuda_py.checkpoints.awq import read_config as read_config
 from baracuda_py.checkpoints.checkpoint import Checkpoint
 from baracuda_py.checkpoints.checkpoint import open_checkpoint as open
 from baracuda_py.checkpoints.codecs import unpack
@@ -20,8 +18,6 @@ from baracuda_py.checkpoints.shard import legal_degrees, shard, shard_fused
 from baracuda_py.checkpoints.transcode import GemmOperands, transcode
 
 __all__ = [
-    "AwqConfig",
-    "AwqLayer",
     "Checkpoint",
     "Folder",
     "GemmOperands",
@@ -34,8 +30,6 @@ __all__ = [
     "inspect",
     "legal_degrees",
     "open",
-    "read_config",
-    "read_layer",
     "shard",
     "shard_fused",
     "transcode",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from attrs import frozen
 
-from baracuda_py.checkpoints.awq import read_layer
+from baracuda_py.checkpoints.checkpoint import open_checkpoint
 from baracuda_py.cli.output import print_facts, print_json, print_line, working
 from baracuda_py.cli.parsing import parse_device
 from baracuda_py.cli.run import DeviceOption, JsonOption, RepeatOption, as_json, check_outcomes, run_layer, show
@@ -135,8 +135,9 @@ def demo(
                 "compared with an independent float64 reference."
             )
         outcomes = []
+        checkpoint = open_checkpoint(folder)
         for layer in LAYERS:
-            outcome = run_layer(read_layer(folder, layer.name), m, device=chosen, repeat=repeat)
+            outcome = run_layer(checkpoint.layer(layer.name), m, device=chosen, repeat=repeat)
             outcomes.append(outcome)
             if not as_json_:
                 print_line()

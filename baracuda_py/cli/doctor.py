@@ -93,14 +93,14 @@ def _host() -> Iterator[Finding]:
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from baracuda_py.checkpoints.awq import read_layer
+    from baracuda_py.checkpoints.checkpoint import open_checkpoint
     from baracuda_py.cli.demo import LAYERS, write_checkpoint
     from baracuda_py.cli.run import run_layer
 
     try:
         with TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), LAYERS[:1])
-            outcome = run_layer(read_layer(folder, LAYERS[0].name), 1, device="host", repeat=1)
+            outcome = run_layer(open_checkpoint(folder).layer(LAYERS[0].name), 1, device="host", repeat=1)
     except Exception as error:  # whatever it is, the report is the place to say it
         yield Finding("host", "host backend", "broken", f"{type(error).__name__}: {error}", "Reinstall baracuda_py")
         return

@@ -13,7 +13,9 @@ from attrs import frozen
 from rich.text import Text
 
 import baracuda_py as bp
-from baracuda_py.checkpoints.awq import AwqLayer, read_layer
+from baracuda_py.checkpoints.checkpoint import open_checkpoint
+from baracuda_py.checkpoints.formats import PackedFormat
+from baracuda_py.checkpoints.layer import PackedLayer
 from baracuda_py.cli.output import (
     Fact,
     bytes_text,
@@ -29,7 +31,7 @@ from baracuda_py.cli.parsing import DEVICE_HELP, parse_device, parse_enum
 from baracuda_py.cli.status import ExitCode
 from baracuda_py.cli.timing import STREAM, Timing, measure
 from baracuda_py.errors import Unsupported
-from baracuda_py.ops.quantize.awq_gemm import Int4AwqGemmArgs, Int4AwqGemmDescriptor
+from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
 from baracuda_py.plan import Plan
 from baracuda_py.vocab.elements import numpy_dtype
 from baracuda_py.vocab.enums import ElementKind, EpilogueKind
@@ -55,7 +57,7 @@ class Outcome:
         timing: of further runs.
     """
 
-    layer: AwqLayer
+    layer: PackedLayer
     plan: Plan
     relative_error: float
     tolerance: float
@@ -68,7 +70,7 @@ class Outcome:
 
 
 def run_layer(
-    layer: AwqLayer,
+    layer: PackedLayer,
     m: int,
     *,
     device: str | int | None = None,
@@ -81,7 +83,9 @@ def run_layer(
     Raises:
         as `bp.select` and `Plan.run`; Unsupported for a dry-run device.
     """
-    desc = layer.descriptor(m, element=element, epilogue=epilogue)
+    # As it lies in the file, or else baracuda's own layout.
+    layout = AwqWeightLayout.HF_GEMM if layer.format is PackedFormat.AWQ_GEMM else AwqWeightLayout.OC_MAJOR
+    desc = layer.descriptor(m, element=element, epilogue=epilogue, layout=layout)
     with working("selecting and loading a kernel"):
         plan = bp.select(desc, device)
     if plan.device.dry:
@@ -95,17 +99,19 @@ def run_layer(
     return Outcome(layer, plan, error, relative_tolerance(plan.precision_guarantee, desc.element), timing)
 
 
-def _inputs(layer: AwqLayer, desc: Int4AwqGemmDescriptor) -> dict[str, Any]:
+def _inputs(layer: PackedLayer, desc: Int4AwqGemmDescriptor) -> dict[str, Any]:
     import numpy as np
 
     dtype = numpy_dtype(desc.element)
     random = np.random.default_rng(_SEED)
+    with working("reading the layer"):
+        operands = layer.gemm_operands(desc.weight_layout)
     return {
         "activation": random.standard_normal((desc.m, desc.ic), np.float32).astype(dtype),
-        "weight_packed": layer.qweight,
-        "scales": layer.scales,
-        "zeros": layer.qzeros,
-        "bias": layer.bias.astype(dtype) if desc.has_bias else None,
+        "weight_packed": operands.weight_packed,
+        "scales": operands.scales,
+        "zeros": operands.zeros,
+        "bias": operands.bias.astype(dtype) if desc.has_bias and operands.bias is not None else None,
     }
 
 
@@ -140,7 +146,7 @@ def _relative_error(plan: Plan, inputs: dict[str, Any], result: Any) -> float:
         for start in range(0, desc.oc, columns):
             stop = min(start + columns, desc.oc)
             block = attrs.evolve(desc, oc=stop - start)
-            exact = plan.op.reference(block, **_columns(inputs, start, stop))
+            exact = plan.op.reference(block, **_columns(inputs, desc.weight_layout, start, stop))
             difference += float(np.square(result[:, start:stop].astype(np.float64) - exact).sum())
             norm += float(np.square(exact).sum())
             advance(stop - start)
@@ -149,13 +155,13 @@ def _relative_error(plan: Plan, inputs: dict[str, Any], result: Any) -> float:
     return float(np.sqrt(difference / norm))
 
 
-def _columns(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """The inputs of output channels start..stop, for HF_GEMM weights; both are multiples of 8."""
+def _columns(inputs: dict[str, Any], layout: AwqWeightLayout, start: int, stop: int) -> dict[str, Any]:
+    """The inputs of output channels start..stop; both are multiples of 8."""
     words, channels = slice(start // 8, stop // 8), slice(start, stop)
-    bias = inputs["bias"]
+    bias, weight = inputs["bias"], inputs["weight_packed"]
     return {
         "activation": inputs["activation"],
-        "weight_packed": inputs["weight_packed"][:, words],
+        "weight_packed": weight[channels] if layout is AwqWeightLayout.OC_MAJOR else weight[:, words],
         "scales": inputs["scales"][:, channels],
         "zeros": inputs["zeros"][:, words],
         "bias": None if bias is None else bias[channels],
@@ -188,7 +194,7 @@ def _facts(outcome: Outcome) -> list[Fact]:
 
 def _epilogue(outcome: Outcome) -> str:
     epilogue = outcome.plan.descriptor.epilogue.name.lower().replace("_", " + ")
-    ignored = outcome.layer.bias is not None and not outcome.plan.descriptor.has_bias
+    ignored = outcome.layer.has_bias and not outcome.plan.descriptor.has_bias
     return f"epilogue {epilogue}{' (the bias is left out)' if ignored else ''}"
 
 
@@ -235,7 +241,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def awq_gemm(
     checkpoint: Annotated[
         Path,
-        typer.Option("--checkpoint", metavar="DIR", exists=True, file_okay=False, help="Folder of an AWQ model."),
+        typer.Option("--checkpoint", metavar="DIR", exists=True, file_okay=False, help="Folder of a 4-bit model."),
     ],
     layer: Annotated[str, typer.Option("--layer", metavar="NAME", help="E.g. model.layers.0.mlp.gate_proj.")],
     m: Annotated[int, typer.Option("--m", help="Rows of the activation (tokens).")] = 1,
@@ -248,15 +254,13 @@ def awq_gemm(
     repeat: RepeatOption = 5,
     as_json_: JsonOption = False,
 ) -> None:
-    """Compute one layer of an AWQ checkpoint and check it against the float64 reference.
+    """Compute one layer of a 4-bit checkpoint and check it against the float64 reference.
 
-    The activations are random. The layer's group size, bias and dtype come from the checkpoint, its weights are used
-    as they lie in the file.
+    The activations are random. The layer's group size, bias and dtype come from the checkpoint. Weights in AWQ's GEMM
+    format are used as they lie in the file, those of other formats are converted, if that keeps every weight.
     """
-    with working("reading the layer"):
-        read = read_layer(checkpoint, layer)
     outcome = run_layer(
-        read,
+        open_checkpoint(checkpoint).layer(layer),
         m,
         device=parse_device(device),
         element=None if element is None else parse_enum(ElementKind, element, "--element"),

@@ -9,6 +9,7 @@ from checkpoint_files import MARLIN_SIZES, NAME, weight, write
 import baracuda_py as bp
 from baracuda_py import checkpoints
 from baracuda_py.checkpoints import PackedFormat
+from baracuda_py.cli.run import run_layer
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
 from baracuda_py.vocab.elements import numpy_dtype
 from baracuda_py.vocab.enums import ElementKind
@@ -34,3 +35,12 @@ def test_the_gemm_of_each_format_agrees_with_the_oracle(format, element, layout,
     exact = x.astype(np.float64) @ made.exact + bias
     error = np.linalg.norm(y.astype(np.float64) - exact) / np.linalg.norm(exact)
     assert error <= relative_tolerance(plan.precision_guarantee, element)
+
+
+@pytest.mark.parametrize("format", PackedFormat)
+def test_the_command_line_runs_each_format(format, tmp_path):
+    made = weight(33, *MARLIN_SIZES, 128, symmetric=format is PackedFormat.AWQ_MARLIN, least_zero=1)
+    layer = checkpoints.open(write(tmp_path, format.value, made, bias=np.ones(MARLIN_SIZES[1])))[NAME]
+    outcome = run_layer(layer, 3, device="host", repeat=1)
+    assert outcome.passed
+    assert outcome.relative_error > 0

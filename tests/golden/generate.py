@@ -404,7 +404,7 @@ def write(root: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in files(name, case).items():
             if file.endswith(".json"):
-                (folder / file).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+                (folder / file).write_bytes(json.dumps(content, indent=1).encode() + b"\n")
             else:
                 write_safetensors(folder / file, content)
 
