@@ -136,7 +136,7 @@ def test_data_lie_back_to_back(tmp_path, tensors, rule):
     [(b"", "header length"), (b"1234567", "header length"), (struct.pack("<Q", 9) + b"{}", "header length"),
      (struct.pack("<Q", 2**64 - 1) + b"{}", "header length"), (struct.pack("<Q", 0), "header"),
      (struct.pack("<Q", 2) + b"[]", "header"), (struct.pack("<Q", 3) + b" {}", "header"),
-     (struct.pack("<Q", 2) + b"{,", "header"), (struct.pack("<Q", 3) + b"{,}", "json"),
+     (struct.pack("<Q", 2) + b"{,", "json"), (struct.pack("<Q", 3) + b"{,}", "json"),
      (struct.pack("<Q", 5) + b'{"\xff"}', "json"),
      (struct.pack("<Q", 20) + b'{"__metadata__":[1]}', "metadata"),
      (struct.pack("<Q", 11) + b'{"a":1e999}', "entry"),
