@@ -229,12 +229,11 @@ def _guarantee(element: ElementKind, *, batch_invariant: bool) -> PrecisionGuara
 _INT = (1 << 31) - 1
 _WHY_INT = "the kernel takes it as a 32-bit int"
 # Beyond 64 rows a tile is 128 x 128 outputs, and a grid has at most 2^31 blocks; half of that leaves room for edges.
-_LIMITS = (
+_TILE_LIMITS = (
     at_most("m", _INT, why=_WHY_INT),
-    at_most("ic", _INT, why=_WHY_INT),
-    at_most("oc", _INT, why=_WHY_INT),
     at_most("outputs", 128 * 128 << 30, why="a grid has at most 2^31 blocks"),
 )
+_LIMITS = (at_most("ic", _INT, why=_WHY_INT), at_most("oc", _INT, why=_WHY_INT))
 
 
 def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
@@ -251,15 +250,16 @@ def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
                 one_of("group_size", (64, 128), why="baracuda's contract", fix="The tile kernel serves every group"),
                 multiple_of("oc", 64, why="baracuda's contract", fix="The tile kernel serves every oc % 8 == 0"),
                 multiple_of("ic", "32 * split_k_iters", why="each split takes whole steps of 32 input channels"),
+                *_TILE_LIMITS,
             ),
             _splitk_launches, _splitk_cost, _splitk_workspace, "baracuda's contract, split_k_iters as asked",
         ),
         (
-            "tile", False, "splitk", (), _free_launches, _free_cost, _free_workspace,
+            "tile", False, "splitk", _TILE_LIMITS, _free_launches, _free_cost, _free_workspace,
             "any shape; cuts ic only as far as that fills the GPU",
         ),
         (
-            "direct", True, "splitk", (), _direct_launches, _direct_cost, None,
+            "direct", True, "splitk", _TILE_LIMITS, _direct_launches, _direct_cost, None,
             "any shape without a workspace, a row's bits the same at every m",
         ),
     )  # fmt: skip
