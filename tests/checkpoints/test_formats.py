@@ -225,3 +225,21 @@ def test_eight_bit_weights_are_refused_by_their_shape(tmp_path):
     by_hand.write_safetensors(tmp_path / "model.safetensors", {f"{NAME}.{p}": t for p, t in made.items()})
     with pytest.raises(UnsupportedCheckpoint, match="4-bit format"):
         checkpoints.open(tmp_path)[NAME]
+
+
+@pytest.mark.parametrize(
+    ("beside", "found"),
+    [({"act": 64}, True), ({"act": 32}, False), ({"act": 64, "other": 64}, False), ({"act": 64, "other": 32}, True)],
+)
+def test_act_scales_belong_to_the_layer_beside_them_whose_inputs_they_fit(beside, found, tmp_path):
+    def scales(count):
+        return by_hand.Tensor("F16", np.ones(count, "<f2").view("<u2"))
+
+    more = {f"m.0.mlp.{act}.scales": scales(count) for act, count in beside.items()}
+    layer = checkpoints.open(
+        write(
+            tmp_path, "awq_gemm", weight(4, 64, 16, 32), name="m.0.mlp.down", more=more | {"m.0.act.scales": scales(64)}
+        )
+    )["m.0.mlp.down"]
+    assert (layer.act_scales is not None) is found
+    assert layer.act_scales_name == ("m.0.mlp.act.scales" if found else "")
