@@ -153,7 +153,7 @@ def _placed(case: Case, spec: TensorSpec, arrangement: Arrangement) -> Fenced | 
         return None
     return place(
         spec, spec.shape_on(case.descriptor), spec.elements_on(case.descriptor)[0], case.device,
-        arrangement=arrangement if arrangement in arrangements(spec) else "contiguous",
+        arrangement=arrangement if arrangement in (*arrangements(spec), "shifted") else "contiguous",
         alignment=case.kernel.alignment.get(spec.name, 1),
     )  # fmt: skip
 

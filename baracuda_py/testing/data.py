@@ -48,7 +48,8 @@ _SIGNIFICANDS = {  # bits of precision: k / 2**bits is exact for every |k| <= 2*
     ElementKind.FP8_E5M2: 3,
 }
 
-Arrangement = Literal["contiguous", "padded", "permuted", "reversed"]
+# "shifted" is contiguous memory at the least aligned address that a kernel takes; every tensor may lie so.
+Arrangement = Literal["contiguous", "padded", "permuted", "reversed", "shifted"]
 
 
 def arrangements(spec: TensorSpec) -> tuple[Arrangement, ...]:
@@ -233,14 +234,18 @@ def place(
 ) -> Fenced:
     """Fenced memory for one argument, its rows arranged as asked; row strides keep `alignment` bytes."""
     return fenced(
-        shape, element, device, strides=_strides(shape, arrangement, max(1, alignment * 8 // bits_of(element))),
+        shape,
+        element,
+        device,
+        strides=_strides(shape, arrangement, max(1, alignment * 8 // bits_of(element))),
         written=spec.written,
-    )  # fmt: skip
+        shift_bytes=max(alignment, bits_of(element) // 8) if arrangement == "shifted" else 0,
+    )
 
 
 def _strides(shape: tuple[int, ...], arrangement: Arrangement, unit: int) -> tuple[int, ...]:
     """Strides in elements; those of rows are multiples of `unit` unless the tensor is contiguous."""
-    if arrangement == "contiguous":
+    if arrangement in ("contiguous", "shifted"):
         return row_major_strides(shape)
     if arrangement == "permuted":
         return row_major_strides(shape[::-1])[::-1]

@@ -30,7 +30,7 @@ def agrees_with_reference(case: Case) -> None:
     """However the tensors are arranged, outputs lie within the guarantee's tolerance of the float64 oracle."""
     inputs = inputs_for(case.op, case.descriptor)
     exact = reference_outputs(case.op, case.descriptor, inputs)
-    for arrangement in _arrangements(case):
+    for arrangement in (*_arrangements(case), "shifted"):
         call = Call.of(case, inputs, arrangement)
         for name, result in call.run().items():
             memory = call.tensors[name]
