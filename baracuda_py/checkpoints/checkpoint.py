@@ -111,7 +111,7 @@ class Checkpoint(Mapping[str, PackedLayer]):
     def _is_packed(self, name: str) -> bool:
         module, _, part = name.rpartition(".")
         found = self._modules.get(module, ())
-        if part not in found:
+        if part not in found or _join(module, part) != name:
             return False
         weight = next(each for each in WEIGHT_PARTS if each in found)
         return part in _PARTS_OF[weight]

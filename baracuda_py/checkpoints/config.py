@@ -11,17 +11,18 @@ has packed tensors.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
 from baracuda_py.checkpoints.folder import Folder
+from baracuda_py.checkpoints.patterns import Patterns
 from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 
-__all__ = ["QuantizationConfig", "WeightRule", "matches", "read_config"]
+__all__ = ["QuantizationConfig", "WeightRule", "read_config"]
 
 _OLD_FILES = ("quant_config.json", "quantize_config.json")
 _MODELOPT = "hf_quant_config.json"
@@ -30,9 +31,6 @@ _AWQ_VERSIONS = ("gemm", "gemv", "gemv_fast", "marlin", "llm-awq")
 _GPTQ_FORMATS = ("gptq", "gptq_v2", "marlin")
 _PACKED = "pack-quantized"
 _REGEX = "re:"
-# Python's matcher backtracks; with these limits it still ends soon.
-_PATTERN_LIMIT = 256
-_UNBOUNDED_LIMIT = 3
 
 
 @frozen
@@ -86,16 +84,26 @@ class QuantizationConfig:
         """Whether GPTQ's zero points are stored as they are, not less one."""
         return self.version == "gptq_v2"
 
+    @cached_property
+    def targets(self) -> tuple[Patterns, ...]:
+        """The targets of each rule."""
+        return tuple(Patterns(rule.targets, self.file) for rule in self.rules)
+
+    @cached_property
+    def skips(self) -> Patterns:
+        """What `skipped` lists."""
+        return Patterns(self.skipped, self.file)
+
     def rule(self, module: str) -> WeightRule:
         """The rule of `module`.
 
         Raises:
-            CheckpointError: no rule or several rules fit.
+            CheckpointError: no rule or several rules fit, or patterns of targets take too long.
             UnsupportedCheckpoint: weights that are not read, such as 8-bit ones.
         """
         found = self.rules
         if len(found) > 1:
-            named = [rule for rule in found if any(matches(target, module) for target in rule.targets)]
+            named = [rule for rule, targets in zip(found, self.targets, strict=True) if targets.match(module)]
             # What is left are class names such as "Linear", and every packed layer is a linear layer.
             found = tuple(named or [rule for rule in found if "Linear" in rule.targets])
         if len(found) != 1:
@@ -106,30 +114,6 @@ class QuantizationConfig:
         if found[0].refusal:
             raise UnsupportedCheckpoint(self.file, found[0].refusal, tensor=module, rule="config_groups")
         return found[0]
-
-
-def matches(pattern: str, module: str) -> bool:
-    """Whether a skip list's or target's `pattern` names `module`.
-
-    A plain pattern matches whole dotted components: `kv_proj` is in `a.kv_proj`, not in `a.qkv_proj`. What follows
-    `re:` must match from the start of the name on. A pattern that could take forever, or that is none, matches nothing.
-    """
-    if not pattern.startswith(_REGEX):
-        return bool(pattern) and f".{pattern}." in f".{module}."
-    expression = pattern[len(_REGEX) :]
-    if len(expression) > _PATTERN_LIMIT or len(module) > _PATTERN_LIMIT or not _ends_soon(expression):
-        return False
-    try:
-        return re.match(expression, module) is not None
-    except (re.error, RecursionError, OverflowError):
-        return False
-
-
-def _ends_soon(expression: str) -> bool:
-    """No repeated group and no back-reference, and few unbounded repetitions: no exponential search."""
-    plain = re.sub(r"\\\D", "_", expression)
-    unbounded = len(re.findall(r"[*+]|\{\d*,\d*\}", plain))
-    return unbounded <= _UNBOUNDED_LIMIT and not re.search(r"\)[*+{]|\\\d|\(\?P=", plain)
 
 
 def read_config(folder: Folder) -> QuantizationConfig | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from attrs import frozen
 
 from baracuda_py.checkpoints.checkpoint import Checkpoint
-from baracuda_py.checkpoints.config import QuantizationConfig, WeightRule, matches
+from baracuda_py.checkpoints.config import QuantizationConfig, WeightRule
 from baracuda_py.checkpoints.folder import Folder
 from baracuda_py.checkpoints.formats import PackedFormat, detect, geometry, packed_modules
 from baracuda_py.checkpoints.headers import TensorHeader
@@ -65,11 +65,10 @@ def find_contradictions(
     def note(layer: str, rule: str, config_says: str, headers_say: str) -> None:
         found.setdefault((rule, config_says, headers_say), []).append(layer)
 
-    skips = _SkipList(config)
     for layer in layers:
         for difference in _of_layer(config, config.rule(layer.name), layer):
             note(layer.name, *difference)
-        if skips.names(layer.name):
+        if config.skips.match(layer.name):
             note(layer.name, "skip list", "not quantised", "packed")
     for name in refused:
         for difference in _of_refused(config, name, checkpoint.headers_of(name)):
@@ -79,7 +78,8 @@ def find_contradictions(
         module, _, part = name.rpartition(".")
         dense = part == "weight" and len(header.shape) == 2 and header.dtype in _FLOATS
         # Projections of the same name are packed elsewhere; embeddings, heads and norms are never listed.
-        if dense and module.rpartition(".")[2] in packed and _applies(config, module) and not skips.names(module):
+        named = dense and module.rpartition(".")[2] in packed
+        if named and _applies(config, module) and not config.skips.match(module):
             note(module, "skip list", "quantised", f"a plain {header.dtype} weight")
     return tuple(Contradiction(*key, tuple(names)) for key, names in found.items())
 
@@ -173,24 +173,6 @@ def _fitting_group_sizes(name: str, headers: Mapping[str, TensorHeader]) -> list
 def _applies(config: QuantizationConfig, module: str) -> bool:
     """Whether a rule says that `module` is quantised."""
     return any(
-        not rule.targets or "Linear" in rule.targets or any(matches(target, module) for target in rule.targets)
-        for rule in config.rules
+        not rule.targets or "Linear" in rule.targets or targets.match(module)
+        for rule, targets in zip(config.rules, config.targets, strict=True)
     )
-
-
-class _SkipList:
-    """The configuration's list of modules that are not quantised, made fast: it may have an entry a module."""
-
-    def __init__(self, config: QuantizationConfig) -> None:
-        self._plain = frozenset(name for name in config.skipped if not name.startswith("re:"))
-        self._patterns = tuple(dict.fromkeys(name for name in config.skipped if name.startswith("re:")))
-
-    def names(self, module: str) -> bool:
-        """Whether an entry matches, as `matches` says."""
-        parts = module.split(".")
-        if len(parts) ** 2 < len(self._plain):
-            runs = (".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))
-            found = any(run in self._plain for run in runs if run)
-        else:
-            found = any(matches(name, module) for name in self._plain)
-        return found or any(matches(pattern, module) for pattern in self._patterns)

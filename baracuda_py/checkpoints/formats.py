@@ -114,8 +114,8 @@ def packed_modules(names: Iterable[str]) -> dict[str, list[str]]:
     """The modules that have a packed weight, and which of their tensors may belong to it, by the name's last part."""
     parts: dict[str, list[str]] = {}
     for name in names:
-        module, _, part = name.rpartition(".")
-        if part in _KNOWN_PARTS:
+        module, dot, part = name.rpartition(".")
+        if part in _KNOWN_PARTS and (module or not dot):  # ".scales" is no part of the module that "qweight" is
             parts.setdefault(module, []).append(part)
     return {
         module: found for module, found in parts.items()
@@ -155,9 +155,9 @@ def detect(module: str, parts: Mapping[str, TensorHeader], *, gptq_v2: bool = Fa
         return _F.COMPRESSED_TENSORS
     if weight_name == "B":
         return _F.AWQ_MARLIN
-    if weight.dtype == "I16":
+    if weight_name == "qweight" and weight.dtype == "I16":
         return _F.LLM_AWQ_V2 if "scaled_zeros" in parts else _F.AWQ_GEMV_FAST
-    if weight.dtype == "I32":
+    if weight_name == "qweight" and weight.dtype == "I32":
         # A row of scales a row of words would be groups of one to sixteen channels in the formats below.
         if scales.shape[0] == weight.shape[0] and "g_idx" not in parts:
             return _F.AWQ_GEMV

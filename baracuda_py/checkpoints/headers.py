@@ -139,6 +139,9 @@ def read_header(file: Path) -> SafetensorsHeader:
         raise _invalid(file, "the header must end within the file", "header length", got=f"{len(text)} bytes of it")
     if text[:1] != b"{":
         raise _invalid(file, "the header must be a JSON object", "header", got=repr(bytes(text[:8])))
+    # Decoding takes several times the text's size; a sparse file's hundred megabytes of zeros end here.
+    if text[-1:] not in b"} \t\r\n":
+        raise _invalid(file, "the header must be a JSON object, padded with spaces", "json", got=repr(bytes(text[-8:])))
     found = parse_json(file, text)
     metadata = found.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

@@ -15,7 +15,7 @@ from attrs import define
 
 import baracuda_py
 from baracuda_py.cli import demo, doctor, explain, inspect, ops, run, skus
-from baracuda_py.cli.output import error_console
+from baracuda_py.cli.output import error_console, visible
 from baracuda_py.cli.status import EXIT_CODES_HELP, exit_code, message
 
 __all__ = ["main"]
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except Exception as error:
             if settings.traceback:
                 raise
-            error_console().print(f"error: {message(error)}", markup=False)
+            error_console().print(visible(f"error: {message(error)}"), markup=False)
             sys.exit(exit_code(error))
 
 

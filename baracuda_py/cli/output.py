@@ -34,6 +34,7 @@ __all__ = [
     "print_table",
     "progress",
     "time_text",
+    "visible",
     "working",
 ]
 
@@ -45,6 +46,21 @@ def _console(stream: Any) -> Console:
     if stream.isatty():
         return Console(file=stream, highlight=False)
     return Console(file=stream, highlight=False, width=_UNLIMITED, force_terminal=False, color_system=None)
+
+
+# Names in files may hold anything: escape sequences would act on the terminal, and half a surrogate pair cannot be
+# written at all. Each stands for one column, so that spans of a style stay where they are.
+_VISIBLE = (
+    {code: 0x2400 + code for code in range(0x20) if code != 0x0A}  # pictures of control characters
+    | {0x7F: 0x2421}
+    | dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000), 0x2028, 0x2029), 0xFFFD)
+    | dict.fromkeys((*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF), 0xFFFD)
+)
+
+
+def visible(text: str) -> str:
+    """`text` with a visible stand-in for each control character but the line feed."""
+    return text.translate(_VISIBLE)
 
 
 def output_console() -> Console:
@@ -68,7 +84,8 @@ def print_line(text: str | Text = "", style: str = "", *, indent: int = 0, mark:
     """
     console = output_console()
     head = Text(" " * (indent - len(mark))) + mark
-    body = text if isinstance(text, Text) else Text(text, style)
+    body = text.copy() if isinstance(text, Text) else Text(text, style)
+    body.plain = visible(body.plain).replace("\n", "\u240a")
     for line in body.divide(_breaks(body.plain, max(console.width - indent, 1))):
         line.rstrip()
         console.print(head + line, soft_wrap=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baracuda_py import checkpoints
-from baracuda_py.checkpoints.config import matches
+from baracuda_py.checkpoints.patterns import matches
 from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "GEMM"}

@@ -59,7 +59,7 @@ def pack_v2(nibbles: Nibbles) -> dict[str, NDArray[Any]]:
 
 def scaled_zeros(scales: NDArray[Any], z: NDArray[np.uint8]) -> NDArray[Any]:
     """-s * z, rounded once to the type of `scales`."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # scales that are infinite or NaN are for the caller to judge
         return (-(scales.astype(np.float32) * z)).astype(scales.dtype)
 
 
