@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 from cuda_emulator.backend import EmulatorBackend
+from cuda_emulator.driver import LOOPING
 from cuda_emulator.library import Schedule
 from cuda_emulator.memory import GuardedTensor
 from cuda_emulator.problems import cuda_kernels, problems
@@ -63,3 +64,14 @@ def test_the_order_of_blocks_warps_and_lanes_changes_no_bit(kernel, registry, ba
             outputs.append(Call.of(case).run())
         for schedule, found in zip(SCHEDULES, outputs, strict=True):
             assert same_bits(outputs[0], found), f"{case}: {schedule} changes the bits"
+
+
+@pytest.mark.parametrize("kernel", cuda_kernels(), ids=lambda kernel: str(kernel.sku))
+def test_one_block_does_what_many_do_where_blocks_loop(kernel, registry, backend):
+    for case in problems(registry, kernel):
+        if not any(launch.entry.startswith(LOOPING) for launch in case.plan.launches):
+            continue
+        backend.emulated.looping_grid = None
+        expected = Call.of(case).run()
+        backend.emulated.looping_grid = 1
+        assert same_bits(expected, Call.of(case).run()), str(case)

@@ -15,7 +15,7 @@ from baracuda_py.plan import Plan, new_registry
 from baracuda_py.registry import Registry
 from baracuda_py.vocab.code import PtxCode
 
-from .compiler import EMULATED_ARCHITECTURE, Unit, compile_units, sources
+from .compiler import EMULATED_ARCHITECTURE, Unit, compile_units, remove_unused, sources
 from .driver import EmulatedDriver, Gpu, LoadedModule
 from .library import Library
 
@@ -34,6 +34,7 @@ class Modules:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        remove_unused(folder)
         self._by_image: dict[bytes, LoadedModule] = {}
         self.units = {source.module: Unit.of_source(source) for source in sources()}
         self.replace(self.units)

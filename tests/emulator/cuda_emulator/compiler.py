@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "compile_units",
     "files_read",
     "problem",
+    "remove_unused",
     "sources",
 ]
 
@@ -39,6 +41,7 @@ PACKAGE = Path(baracuda_py.sys.__file__).parent
 SHIM = Path(__file__).parents[1] / "cuda_shim"
 CORE_FILES = ("emulator.cpp", "instructions.cpp", "checks.cpp", "sanitizer.cpp")
 EMULATED_ARCHITECTURE = "sm80"
+_KEEP_S = 7 * 24 * 3600
 
 _COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", f"-I{SHIM}")
 _CORE_FLAGS = (*_COMMON, "-O3", "-fvisibility=default")
@@ -126,12 +129,27 @@ def _run(command: list[str], text: str | None = None) -> str:
 
 def _build(target: Path, command: list[str], text: str | None = None) -> Path:
     """Run a command whose output goes to the path that its `-o` gets: `target`, if it is not there yet."""
-    if not target.exists():
+    if not _kept(target):
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder, target.name)
             _run([*command, "-o", str(made)], text)
             made.replace(target)  # another process may have done the same: either result serves
     return target
+
+
+def _kept(target: Path) -> bool:
+    """Whether a library is there; it is then marked as used."""
+    if not target.exists():
+        return False
+    os.utime(target)
+    return True
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove what no run has used for a week."""
+    for path in folder.glob("*.so") if folder.is_dir() else ():
+        if time.time() - path.stat().st_mtime > _KEEP_S:
+            path.unlink(missing_ok=True)
 
 
 def compile_units(wanted: dict[str, Unit], folder: Path) -> dict[str, Path]:
@@ -143,7 +161,7 @@ def compile_units(wanted: dict[str, Unit], folder: Path) -> dict[str, Path]:
     def one(name: str, unit: Unit) -> Path:
         text, flags = unit.text, unit.flags
         target = folder / f"{name}-{_key((SHIM, unit.include), core.name, flags, text, unit.path.read_bytes())}.so"
-        if target.exists():
+        if _kept(target):
             return target
         # Linked apart: with -fsanitize the link would add libubsan, whose checks end the process.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

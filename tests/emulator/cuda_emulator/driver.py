@@ -20,7 +20,7 @@ from baracuda_py.sys import PtxModule
 from .library import Fault, Kernel, Library, Schedule
 from .memory import Memory
 
-__all__ = ["EmulatedDriver", "Gpu", "LoadedModule"]
+__all__ = ["LOOPING", "EmulatedDriver", "Gpu", "LoadedModule"]
 
 _SUCCESS = bindings.CUresult.CUDA_SUCCESS
 _INVALID_VALUE = bindings.CUresult.CUDA_ERROR_INVALID_VALUE
@@ -28,6 +28,8 @@ _DEFAULT_SHARED = 48 * 1024
 _GRID_LIMITS = ((1 << 31) - 1, 65_535, 65_535)
 _BLOCK_LIMITS = (1024, 1024, 64)
 _MAX_THREADS = 1024
+# Beginnings of the names of kernels whose blocks loop over what the grid leaves, so that any grid is right.
+LOOPING = ("softmax_", "awq_gemm_reduce_", "rms_norm_")
 
 
 @frozen
@@ -88,6 +90,7 @@ class EmulatedDriver:
         load: finds the module that an image, PTX without the closing zero, stands for.
         schedule: in which order launches run.
         launches: kernels launched so far, by name, in order.
+        looping_grid: the most blocks that a kernel of `LOOPING` gets; None: as many as are launched.
         fault: of the last launch that failed.
     """
 
@@ -96,6 +99,7 @@ class EmulatedDriver:
     schedule: Schedule = field(factory=Schedule)
     memory: Memory = field(factory=Memory)
     launches: list[str] = field(factory=list)
+    looping_grid: int | None = None
     fault: Fault | None = None
     _contexts: list[int] = field(factory=list)
     _handles: Any = field(factory=lambda: itertools.count(0x1000))
@@ -206,7 +210,10 @@ class EmulatedDriver:
 
     def run(self, function: _Function, geometry: Sequence[int], parameters: int) -> Any:
         """Run a launch to its end; a fault becomes the CUresult that a GPU would give, and stays in `fault`."""
-        self.launches.append(function.kernel.name)
+        name = function.kernel.name
+        self.launches.append(name)
+        if self.looping_grid is not None and name.startswith(LOOPING):
+            geometry = (min(geometry[0], self.looping_grid), *geometry[1:])
         try:
             function.kernel.run(geometry, parameters, self.schedule)
         except Fault as fault:

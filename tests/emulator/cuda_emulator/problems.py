@@ -31,11 +31,15 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
         *(bp.Int4AwqGemmDescriptor(8, 2080, 72, -1, None, layout, bp.ElementKind.BF16) for layout in _BOTH),
     ),
     "softmax": (
-        # Several threads share a slice that is not innermost; a block takes more than one slice's registers hold.
-        *(bp.SoftmaxDescriptor((2, 200, 3), 1, kind) for kind in (bp.SoftmaxKind.SOFTMAX, bp.SoftmaxKind.LOG_SOFTMAX)),
+        # Several threads share a slice that is not innermost.
+        *(
+            bp.SoftmaxDescriptor((2, 200, 3), 1, kind, element)
+            for kind in (bp.SoftmaxKind.SOFTMAX, bp.SoftmaxKind.LOG_SOFTMAX)
+            for element in (bp.ElementKind.F32, bp.ElementKind.F16, bp.ElementKind.BF16, bp.ElementKind.F64)
+        ),
         bp.SoftmaxDescriptor((300, 40), 0, element=bp.ElementKind.F64),
-        bp.SoftmaxDescriptor((2, 9001), -1, element=bp.ElementKind.BF16),
-        bp.SoftmaxDescriptor((9, 1000), -1, element=bp.ElementKind.F16),
+        bp.SoftmaxDescriptor((2, 9001), -1, element=bp.ElementKind.BF16),  # a thread of a block takes several pieces
+        bp.SoftmaxDescriptor((9, 1000), -1, element=bp.ElementKind.F16),  # a warp a slice, in 16-byte pieces
     ),
 }
 

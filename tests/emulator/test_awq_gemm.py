@@ -1,0 +1,96 @@
+"""What the AWQ GEMM's CUDA kernels promise beyond the generic laws, on an emulated GPU."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import pytest
+
+import baracuda_py as bp
+from baracuda_py.testing.batches import batch_of
+from baracuda_py.testing.calls import Call, Case, frobenius_error, reference_outputs
+from baracuda_py.testing.data import inputs_for
+from baracuda_py.vocab.tolerance import relative_tolerance
+
+LAYOUTS = tuple(bp.AwqWeightLayout)
+ELEMENTS = (bp.ElementKind.F16, bp.ElementKind.BF16)
+
+
+def _case(registry, variant: str, descriptor) -> Case:
+    op = registry.op("int4_awq_gemm")
+    wanted = f"{variant}_{descriptor.weight_layout.value}"
+    kernel = next(
+        kernel
+        for kernel in op.kernels
+        if (kernel.sku.variant, kernel.sku.element, kernel.sku.epilogue)
+        == (wanted, descriptor.element, descriptor.epilogue)
+    )
+    return Case(registry, op, kernel, descriptor, registry.device(0))
+
+
+def _run(case: Case, inputs) -> np.ndarray:
+    return Call.of(case, inputs).run()["output"]
+
+
+def _rows_are_those_of(case: Case, counts) -> None:
+    """The rows of every smaller batch have the bits that they have in the case's own."""
+    batch = batch_of(case.op, case.descriptor)
+    assert batch is not None
+    inputs = inputs_for(case.op, case.descriptor)
+    whole = _run(case, inputs)
+    for count in counts:
+        fewer = attrs.evolve(case, descriptor=batch.resized(case.descriptor, count))
+        found = _run(fewer, inputs | {"activation": inputs["activation"][-count:]})
+        assert found.tobytes() == whole[-count:].tobytes(), f"{count} of {batch.count} rows"
+
+
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_a_row_of_the_contracts_kernel_has_the_same_bits_in_every_tile(registry, layout, element):
+    descriptor = bp.Int4AwqGemmDescriptor(130, 384, 128, 128, 3, layout, element)
+    _rows_are_those_of(_case(registry, "splitk", descriptor), (3, 16, 17, 64, 65, 70, 128, 129))
+
+
+@pytest.mark.parametrize("group", [128, 64, 32, -1])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_a_token_has_the_same_bits_in_every_batch_of_up_to_eight(registry, layout, group):
+    descriptor = bp.Int4AwqGemmDescriptor(8, 640, 72, group, None, layout)
+    _rows_are_those_of(_case(registry, "small_m", descriptor), range(1, 8))
+
+
+@pytest.mark.parametrize("splits", [1, 2, 3, 7, 21])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_ranges_of_k_cover_it_however_many_they_are(registry, layout, splits):
+    descriptor = bp.Int4AwqGemmDescriptor(18, 32 * 42, 64, 64, splits, layout)
+    case = _case(registry, "splitk", descriptor)
+    inputs = inputs_for(case.op, descriptor)
+    exact = reference_outputs(case.op, descriptor, inputs)["output"]
+    assert frobenius_error(_run(case, inputs), exact) <= relative_tolerance(case.guarantee, descriptor.element)
+
+
+@pytest.mark.parametrize("variant", ["small_m", "splitk", "tile"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_partial_sums_beyond_f16_do_not_overflow(registry, layout, variant):
+    descriptor = bp.Int4AwqGemmDescriptor(8, 256, 64, 128, 2, layout)
+    case = _case(registry, variant, descriptor)
+    inputs = inputs_for(case.op, descriptor)
+    inputs["activation"][:, :128], inputs["activation"][:, 128:] = 6000, -6000
+    inputs["weight_packed"][...] = np.uint32(0xFFFFFFFF).astype(inputs["weight_packed"].dtype)
+    inputs["zeros"][...], inputs["scales"][...] = 0, 1
+    assert (_run(case, inputs) == 0).all()
+
+
+@pytest.mark.parametrize("variant", ["small_m", "splitk", "tile"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+def test_nan_and_infinity_stay_in_their_rows(registry, layout, variant, element):
+    descriptor = bp.Int4AwqGemmDescriptor(7, 256, 64, 128, 2, layout, element)
+    case = _case(registry, variant, descriptor)
+    inputs = inputs_for(case.op, descriptor)
+    plain = _run(case, inputs)
+    inputs["activation"][2, 37], inputs["activation"][4, 200] = np.nan, np.inf
+    found = _run(case, inputs)
+    assert np.isnan(found[2].astype(np.float32)).all()
+    assert not np.isfinite(found[4].astype(np.float32)).all()
+    others = [0, 1, 3, 5, 6]
+    assert found[others].tobytes() == plain[others].tobytes()

@@ -1,0 +1,91 @@
+"""Every barrier and every wait in the CUDA sources is there for a reason that the emulator sees when it is gone."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from attrs import evolve, frozen
+from cuda_emulator.backend import EmulatorBackend, Modules, emulated_registry
+from cuda_emulator.compiler import PACKAGE, sources
+from cuda_emulator.problems import cuda_kernels, problems
+
+import baracuda_py
+from baracuda_py.errors import DriverError
+from baracuda_py.registry import Kernel
+from baracuda_py.testing.calls import Call
+from baracuda_py.vocab.code import PtxCode
+
+_ORDERS = re.compile(r"__syncthreads\(\);|cp_async_commit\(\);|cp_async_wait<[^;]*>\(\);")
+
+# Statements that may go without harm: file, the statement, its reason to stay.
+_HARMLESS = {
+    ("include/baracuda/awq_gemm_splitk.cuh", "cp_async_wait<0>();"): "only empty groups are pending after the loop",
+}
+
+
+@frozen
+class Removal:
+    """One statement of a file, and a module that the file is part of."""
+
+    label: str
+    begin: int
+    statement: str
+    module: str
+
+    def __str__(self) -> str:
+        line = (PACKAGE / self.label).read_text("utf-8")[: self.begin].count("\n") + 1
+        return f"{Path(self.label).name}:{line}:{self.statement}"
+
+
+def _removals() -> list[Removal]:
+    found: dict[tuple[str, int], Removal] = {}
+    for source in sources():
+        if not _kernels_of(source.module):  # no built-in op launches it first: there is nothing to run
+            continue
+        for label, path in source.own_files().items():
+            for match in _ORDERS.finditer(path.read_text("utf-8")):
+                if (label, match[0]) not in _HARMLESS and label != "include/baracuda/cp_async.cuh":
+                    found.setdefault((label, match.start()), Removal(label, match.start(), match[0], source.module))
+    return list(found.values())
+
+
+def _kernels_of(module: str) -> list[Kernel]:
+    """Kernels whose first launch is of the module."""
+    return [k for k in cuda_kernels() if isinstance(k.code, PtxCode) and k.code.module == module]
+
+
+def _first_fault(modules: Modules, module: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the first run of one of the module's kernels that fails says; empty when all succeed."""
+    backend = EmulatorBackend(modules)
+    registry = emulated_registry(backend)
+    monkeypatch.setattr(baracuda_py, "default_registry", lambda: registry)
+    for kernel in _kernels_of(module):
+        for case in problems(registry, kernel):
+            for backend.emulated.looping_grid in (None, 1):
+                try:
+                    Call.of(case).run()
+                except DriverError:
+                    return str(backend.emulated.fault)
+    return ""
+
+
+@pytest.mark.parametrize("removal", _removals(), ids=str)
+def test_a_kernel_without_one_of_its_barriers_or_waits_is_caught(removal, modules, tmp_path, monkeypatch):
+    for folder in ("include", "src"):
+        shutil.copytree(PACKAGE / folder, tmp_path / folder)
+    path = tmp_path / removal.label
+    text = path.read_text("utf-8")
+    end = removal.begin + len(removal.statement)
+    path.write_text(text[: removal.begin] + text[end:], "utf-8")
+    unit = modules.units[removal.module]
+    changed = evolve(unit, path=tmp_path / unit.path.relative_to(PACKAGE), include=tmp_path / "include")
+    fault = _first_fault(modules.with_replaced({removal.module: changed}), removal.module, monkeypatch)
+    assert re.search("since the last barrier|not waited for|not written|in flight", fault), fault or "no fault"
+
+
+def test_the_statements_said_to_be_harmless_exist():
+    for label, statement in _HARMLESS:
+        assert statement in (PACKAGE / label).read_text("utf-8")
