@@ -188,7 +188,7 @@ def environment() -> dict[str, Any]:
 
 
 class OtherProcesses:
-    """What other processes took of this machine's cores since this was made; over a whole run, retaken turns count too."""
+    """What other processes took of this machine's cores since this was made; retaken turns of a run count too."""
 
     def __init__(self) -> None:
         self._start = self._seconds()

@@ -96,8 +96,9 @@ def test_repacking_keeps_every_weight_and_zero_point(source: str, target: str, i
     np.testing.assert_array_equal(zeros, packing.pack_zeros(nibbles, target))
 
 
-def test_repacking_crosses_its_own_blocks_of_rows() -> None:
-    nibbles = random_nibbles(0, 2 * packing.REPACK_ROWS + 40, 16)
+@pytest.mark.parametrize(("ic", "oc"), [(2088, 24), (24, 2088), (1096, 1080)])
+def test_repacking_a_weight_larger_than_a_block_keeps_every_nibble(ic: int, oc: int) -> None:
+    nibbles = random_nibbles(0, ic, oc)
     for source, target in (LAYOUTS, LAYOUTS[::-1]):
         repacked = packing.repack_weight(packing.pack_weight(nibbles, source), source=source, target=target)
         np.testing.assert_array_equal(repacked, packing.pack_weight(nibbles, target))
