@@ -59,12 +59,24 @@ def main() -> None:
     others = OtherProcesses()
     record["cells"] = [cell for m in arguments.m for cell in measure(layer, m, arguments.rounds)]
     record["cores_used_by_others"] = others.cores_used()
+    record["headlines"] = headlines(record["cells"])
 
     path = arguments.output or Path(__file__).parent / "results" / cpu_slug(record["cpu"]) / "host_awq.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print_table(record)
     print(f"cores used by other processes meanwhile: {record['cores_used_by_others']}\n{path}")
+
+
+def headlines(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the kernels are judged by: the NumPy kernel over a dense product, the onnxruntime one over a bare session."""
+    judged = {NUMPY[awq_packing.OC_MAJOR]: ("over_dense", DENSE), PREPARED: ("over_bare_session", BARE)}
+    return [
+        {"what": f"AWQ GEMM on the host, {c['kernel']}, m = {c['m']}, over {other}", "value": c[ratio], "unit": "x"}
+        for c in cells
+        if c["kernel"] in judged
+        for ratio, other in (judged[c["kernel"]],)
+    ]
 
 
 class Layer:
