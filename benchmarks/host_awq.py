@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def headlines(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the kernels are judged by: the NumPy kernel over a dense product, the onnxruntime one over a bare session."""
+    """What the kernels are judged by: the NumPy one over a dense product, onnxruntime's over a bare session."""
     judged = {NUMPY[awq_packing.OC_MAJOR]: ("over_dense", DENSE), PREPARED: ("over_bare_session", BARE)}
     return [
         {"what": f"AWQ GEMM on the host, {c['kernel']}, m = {c['m']}, over {other}", "value": c[ratio], "unit": "x"}
