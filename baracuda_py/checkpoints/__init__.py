@@ -9,6 +9,7 @@ from baracuda_py.checkpoints.checkpoint import Checkpoint
 from baracuda_py.checkpoints.checkpoint import open_checkpoint as open
 from baracuda_py.checkpoints.codecs import unpack
 from baracuda_py.checkpoints.config import QuantizationConfig
+from baracuda_py.checkpoints.convert import convert
 from baracuda_py.checkpoints.folder import Folder
 from baracuda_py.checkpoints.formats import PackedFormat
 from baracuda_py.checkpoints.inspection import Inspection, inspect
@@ -16,6 +17,7 @@ from baracuda_py.checkpoints.layer import PackedLayer
 from baracuda_py.checkpoints.nibbles import LossReport, Nibbles
 from baracuda_py.checkpoints.shard import legal_degrees, shard, shard_fused
 from baracuda_py.checkpoints.transcode import GemmOperands, transcode
+from baracuda_py.checkpoints.write import Saved, save
 
 __all__ = [
     "Checkpoint",
@@ -27,9 +29,12 @@ __all__ = [
     "PackedFormat",
     "PackedLayer",
     "QuantizationConfig",
+    "Saved",
+    "convert",
     "inspect",
     "legal_degrees",
     "open",
+    "save",
     "shard",
     "shard_fused",
     "transcode",

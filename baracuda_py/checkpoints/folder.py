@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Folder", "numpy_dtype", "read_tensor"]
+__all__ = ["Folder", "dtype_name", "numpy_dtype", "read_tensor"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -135,6 +135,17 @@ class Folder:
         return file, _json_object(file)
 
 
+    def other_files(self) -> dict[str, Path]:
+        """The files of the folder by name, but for weights in any form; no hidden ones, and no folders.
+
+        Raises:
+            CheckpointError: one leads out of the folder.
+        """
+        weights = (_SUFFIX, *_PICKLES, *(f"{suffix}.index.json" for suffix in (_SUFFIX, *_PICKLES)))
+        names = [name for name in _names(self.root) if not name.startswith(".") and not name.endswith(weights)]
+        return {name: _inside(self.root, name) for name in names if _is(self.root / name, "file")}
+
+
 def read_tensor(header: TensorHeader) -> NDArray[Any]:
     """The tensor as a read-only array, which reads the file where it is touched.
 
@@ -188,6 +199,20 @@ def numpy_dtype(header: TensorHeader) -> np.dtype[Any]:
             got=header.dtype,
         )  # fmt: skip
     return dtype
+
+
+def dtype_name(tensor: str, dtype: np.dtype[Any]) -> str:
+    """How safetensors spells a NumPy or ml_dtypes dtype.
+
+    Raises:
+        UnsupportedCheckpoint: not at all.
+    """
+    for name, known in _numpy_dtypes().items():
+        if known == dtype:
+            return name
+    raise UnsupportedCheckpoint(
+        "safetensors", "the element type must be one that safetensors has", tensor=tensor, rule="dtype", got=str(dtype)
+    )
 
 
 @cache

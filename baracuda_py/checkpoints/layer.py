@@ -32,6 +32,11 @@ class LazyTensors(Mapping[str, Any]):
     def __init__(self, headers: Mapping[str, TensorHeader]) -> None:
         self._headers = headers
 
+    @property
+    def headers(self) -> Mapping[str, TensorHeader]:
+        """Where they lie."""
+        return self._headers
+
     def __getitem__(self, part: str) -> NDArray[Any]:
         return read_tensor(self._headers[part])
 

@@ -34,7 +34,7 @@ from baracuda_py.checkpoints.splitting import (
     split_layer,
 )
 
-__all__ = ["gate_up_parts", "legal_degrees", "qkv_parts", "regrouped", "shard", "shard_fused"]
+__all__ = ["gate_up_parts", "groups_in_order", "legal_degrees", "qkv_parts", "regrouped", "shard", "shard_fused"]
 
 _F = PackedFormat
 _Range = tuple[int, int]
@@ -134,7 +134,7 @@ def shard(layer: PackedLayer, axis: SplitAxis | Literal["columns", "rows"], rank
     _check_rank(layer, rank, degree)
     if axis is SplitAxis.COLUMNS or degree == 1:
         return shard_fused(layer, (), rank, degree)
-    ordered = _in_order(layer)
+    ordered = groups_in_order(layer)
     split = split_layer(evolve(layer, act_order=not ordered), axis, degree)
     start = rank * split.ic
     make = _row_maker(layer, split, start, ordered)
@@ -191,7 +191,7 @@ def _check_rank(layer: PackedLayer, rank: int, degree: int) -> None:
         raise layer.refuse("a rank must be in 0 .. degree - 1", "rank", got=f"rank {rank} of {degree}")
 
 
-def _in_order(layer: PackedLayer) -> bool:
+def groups_in_order(layer: PackedLayer) -> bool:
     """Whether channel k is in group k // group_size, whatever the configuration says."""
     part = next((name for name in _INDICES if name in layer.tensors), None)
     if part is None:

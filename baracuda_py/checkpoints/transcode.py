@@ -31,7 +31,7 @@ from baracuda_py.vocab.enums import ElementKind, EpilogueKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["GemmOperands", "gemm_operands", "plan_group_size", "transcode"]
+__all__ = ["GemmOperands", "gemm_operands", "plan_group_size", "scales_element", "transcode"]
 
 _F = PackedFormat
 _E = ElementKind
@@ -177,6 +177,12 @@ def gemm_operands(layer: PackedLayer, layout: AwqWeightLayout, *, lossy: bool = 
         weight, zeros = np.require(made.words, requirements=["C", "A"]), words.pack(made.zeros)
     scales = np.require(made.scales, requirements=["C", "A"])
     return GemmOperands(layout, sizes.group_size, weight, scales, zeros, layer.bias, loss)
+
+
+def scales_element(layer: PackedLayer, target: PackedFormat) -> ElementKind:
+    """Of the scales that `transcode` makes."""
+    can = _TARGETS[target].elements
+    return layer.scales_element if layer.scales_element in can else can[0]
 
 
 def plan_group_size(layer: PackedLayer) -> int:

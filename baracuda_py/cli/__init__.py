@@ -14,7 +14,7 @@ import typer
 from attrs import define
 
 import baracuda_py
-from baracuda_py.cli import demo, doctor, explain, inspect, ops, run, skus
+from baracuda_py.cli import convert, demo, doctor, explain, inspect, ops, run, skus
 from baracuda_py.cli.output import error_console, visible
 from baracuda_py.cli.status import EXIT_CODES_HELP, exit_code, message
 
@@ -88,6 +88,12 @@ app.command(
     "inspect",
     epilog=_examples("baracuda-py inspect DIR --device sm_90 --m 1 --m 512", "baracuda-py inspect DIR --json"),
 )(inspect.inspect)
+app.command(
+    "convert",
+    epilog=_examples(
+        "baracuda-py convert SRC DST --to compressed-tensors", "baracuda-py convert SRC DST --to awq-gemm --lossy"
+    ),
+)(convert.convert)
 app.command("ops", epilog=_examples("baracuda-py ops --json"))(ops.ops)
 app.command(
     "skus",

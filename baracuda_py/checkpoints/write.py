@@ -1,0 +1,273 @@
+"""Write a checkpoint: packed layers in one format, other tensors as they are, config.json; sharded, and atomically.
+
+    save("models/some-awq", layers, plain=checkpoint.plain, config=config)
+
+Every layer is converted when its turn comes and then dropped: see `SavePlan.memory_nbytes`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from baracuda_py.checkpoints.atomic import new_folder
+from baracuda_py.checkpoints.checkpoint import open_checkpoint
+from baracuda_py.checkpoints.formats import PackedFormat
+from baracuda_py.checkpoints.layer import LazyTensors, PackedLayer
+from baracuda_py.checkpoints.nibbles import LossReport
+from baracuda_py.checkpoints.stream import PlannedTensor, Unit, plan_shards, shard_names, write_shard
+from baracuda_py.checkpoints.written_config import CONFIG_KEYS, quantization_config
+from baracuda_py.checkpoints.written_layer import WrittenLayer, common_group_size
+from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
+
+__all__ = ["MAX_SHARD_BYTES", "SavePlan", "Saved", "is_kept", "plan_save", "save"]
+
+_F = PackedFormat
+_FORMATS = (_F.AWQ_GEMM, _F.COMPRESSED_TENSORS)
+MAX_SHARD_BYTES = 5_000_000_000
+_INDEX = "model.safetensors.index.json"
+_CONFIG = "config.json"
+# What a folder holds of its old checkpoint, besides *.safetensors: a new one does not keep it.
+_OLD_CONFIGS = (_CONFIG, "quant_config.json", "quantize_config.json", "hf_quant_config.json")
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+# Scratch of a lossy conversion, buffers, and the interpreter with its modules; measured below 150 MB.
+_OVERHEAD = 200_000_000
+_DENSE = ("F16", "BF16", "F32")
+
+
+@frozen
+class Saved:
+    """What was written.
+
+    Attributes:
+        path: the folder.
+        files: the safetensors files.
+        layers, plain: how many packed layers, and how many other tensors.
+        nbytes: of the tensors.
+        losses: of the layers in which weights changed, by name.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    layers: int
+    plain: int
+    nbytes: int
+    losses: Mapping[str, LossReport] = field(factory=dict)
+
+
+@frozen(eq=False)
+class SavePlan:
+    """A checkpoint that is ready to be written: every size is known, no weight has been read.
+
+    Attributes:
+        path: the folder.
+        format: of the packed layers.
+        layers, plain: how many packed layers, and how many other tensors.
+        shards: what each safetensors file will hold.
+        config: config.json.
+        files: other files to copy, by their new names.
+        memory_nbytes: what the process needs at most while it writes.
+        overwrite: whether a checkpoint in `path` is replaced.
+    """
+
+    path: Path
+    format: PackedFormat
+    layers: int
+    plain: int
+    shards: tuple[tuple[Unit, ...], ...] = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
+    files: Mapping[str, Path] = field(repr=False)
+    memory_nbytes: int
+    overwrite: bool
+    _losses: dict[str, LossReport] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(unit.nbytes for shard in self.shards for unit in shard)
+
+    def run(self, progress: Callable[[int], None] = lambda _nbytes: None) -> Saved:
+        """Write it.
+
+        Args:
+            progress: is told of bytes that were written, which add up to `nbytes`.
+
+        Raises:
+            CheckpointError: the folder is not empty and may not be replaced, or a source is damaged.
+            UnsupportedCheckpoint: weights would change, and the plan was not told that they may.
+            OSError: e.g. the disk is full. Whatever is raised, an old checkpoint in the folder is as it was.
+        """
+        self._losses.clear()
+        names = shard_names(len(self.shards))
+        with new_folder(self.path, overwrite=self.overwrite, kept=is_kept) as made:
+            for name, file in self.files.items():
+                shutil.copyfile(file, made / name)
+            for name, units in zip(names, self.shards, strict=True):
+                write_shard(made / name, units, progress)
+            if len(names) > 1:
+                _write_json(made / _INDEX, self._index(names))
+            _write_json(made / _CONFIG, self.config)
+            _check_readable(made, self.path, self.layers)
+        files = tuple(self.path / name for name in names)
+        return Saved(self.path, files, self.layers, self.plain, self.nbytes, dict(self._losses))
+
+    def _index(self, names: list[str]) -> dict[str, Any]:
+        where = {
+            tensor.name: name
+            for name, units in zip(names, self.shards, strict=True) for unit in units for tensor in unit.tensors
+        }  # fmt: skip
+        return {"metadata": {"total_size": self.nbytes}, "weight_map": dict(sorted(where.items()))}
+
+
+def save(
+    path: str | os.PathLike[str],
+    layers: Mapping[str, PackedLayer] | Iterable[PackedLayer],
+    *,
+    plain: Mapping[str, Any] | None = None,
+    format: PackedFormat = PackedFormat.AWQ_GEMM,
+    config: Mapping[str, Any] | None = None,
+    files: Mapping[str, Path] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+    lossy: bool = False,
+    progress: Callable[[int], None] = lambda _nbytes: None,
+) -> Saved:
+    """Write a checkpoint; see `plan_save` for the arguments, and `SavePlan.run` for `progress` and errors."""
+    plan = plan_save(
+        path, layers, plain=plain, format=format, config=config, files=files, max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite, lossy=lossy,
+    )  # fmt: skip
+    return plan.run(progress)
+
+
+def plan_save(
+    path: str | os.PathLike[str],
+    layers: Mapping[str, PackedLayer] | Iterable[PackedLayer],
+    *,
+    plain: Mapping[str, Any] | None = None,
+    format: PackedFormat = PackedFormat.AWQ_GEMM,
+    config: Mapping[str, Any] | None = None,
+    files: Mapping[str, Path] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+    lossy: bool = False,
+) -> SavePlan:
+    """How a checkpoint will be written. Reads zero points, indices of groups, biases' types; nothing large.
+
+    An AWQ GEMM checkpoint has one group size: where layers differ, those with larger groups are split, which changes no
+    weight. Layers for compressed-tensors that have only zero points of 8 are written as symmetric ones.
+
+    Args:
+        path: a folder. Written beside it, and put in its place at the end.
+        layers: by name, or with the names that they have. They are converted if they are in another format.
+        plain: other tensors by full name: arrays, or `TensorHeader`s, whose bytes are copied. `Checkpoint.plain` and
+            `Checkpoint.plain_headers` are both fine.
+        format: AWQ_GEMM or COMPRESSED_TENSORS.
+        config: config.json of the model; its quantization_config is replaced.
+        files: other files to copy (a tokenizer), by their new names.
+        max_shard_bytes: bytes of the tensors in a file; the tensors of a layer stay together, even if they are more.
+        overwrite: whether to replace a checkpoint in `path`. Other files in the folder are kept.
+        lossy: whether weights may change where a conversion cannot be exact.
+
+    Raises:
+        CheckpointError: nothing to write, names that occur twice, or an argument out of its range.
+        UnsupportedCheckpoint: the format cannot have a layer's sizes, or another format than those two.
+    """
+    path = Path(path)
+    if format not in _FORMATS:
+        raise UnsupportedCheckpoint(
+            path, f"the format must be {' or '.join(one.name for one in _FORMATS)}", rule="format", got=format.name
+        )
+    if max_shard_bytes <= 0:
+        raise CheckpointError(path, "max_shard_bytes must be positive", rule="max_shard_bytes", value=max_shard_bytes)
+    named = [evolve(one, name=name) for name, one in layers.items()] if isinstance(layers, Mapping) else list(layers)
+    if not named:
+        raise CheckpointError(path, "a checkpoint must have a packed layer", rule="layers", got="none")
+    sources = plain.headers if isinstance(plain, LazyTensors) else plain or {}
+    losses: dict[str, LossReport] = {}
+    group_size = common_group_size(named) if format is _F.AWQ_GEMM else None
+    written = [WrittenLayer.of(layer, format, group_size) for layer in named]
+    units = [layer.unit(lossy, losses) for layer in written]
+    units += [Unit(name, (PlannedTensor.like(name, source),), _just(source)) for name, source in sources.items()]
+    _check_names(path, units)
+    _check_activations(named, sources)
+    _check_files(path, files or {})
+    dense = [
+        unit.name.removesuffix(".weight") for unit in units[len(written) :]
+        if unit.name.endswith(".weight") and len(unit.tensors[0].shape) == 2 and unit.tensors[0].dtype in _DENSE
+    ]  # fmt: skip
+    kept = {key: value for key, value in (config or {}).items() if key not in CONFIG_KEYS}
+    quantization = quantization_config(format, [layer.facts for layer in written], sorted(dense))
+    return SavePlan(
+        path, format, len(written), len(sources), tuple(map(tuple, plan_shards(units, max_shard_bytes))),
+        kept | {"quantization_config": quantization}, dict(files or {}),
+        2 * max(unit.nbytes for unit in units[: len(written)]) + _OVERHEAD, overwrite, losses,
+    )  # fmt: skip
+
+
+def _just(source: Any) -> Callable[[], Iterator[Any]]:
+    return lambda: iter((source,))
+
+
+def _check_names(path: Path, units: list[Unit]) -> None:
+    seen: set[str] = set()
+    for unit in units:
+        for tensor in unit.tensors:
+            if tensor.name in seen:
+                raise CheckpointError(path, "a tensor must be given once", tensor=tensor.name, rule="duplicate tensor")
+            seen.add(tensor.name)
+
+
+def _check_activations(layers: list[PackedLayer], plain: Mapping[str, Any]) -> None:
+    """What the input of a layer is divided by is a tensor beside the layer, and without it the layer is another one."""
+    beside = {
+        (name.removesuffix(".scales").rpartition(".")[0], tuple(source.shape))
+        for name, source in plain.items() if name.endswith(".scales")
+    }  # fmt: skip
+    for layer in layers:
+        scales = layer.act_scales
+        if scales is not None and (layer.name.rpartition(".")[0], scales.shape) not in beside:
+            raise CheckpointError(
+                layer.file, "the scales of a layer's input must be written with it", tensor=layer.name,
+                rule="act_scales", got="none in plain", fix="Put layer.act_scales into plain, as <activation>.scales",
+            )  # fmt: skip
+
+
+def _check_files(path: Path, files: Mapping[str, Path]) -> None:
+    for name in files:
+        if Path(name).name != name or not is_kept(name):
+            raise CheckpointError(
+                path, "a file to copy must have a plain name that is no weight's or configuration's", rule="file name",
+                value=name,
+            )  # fmt: skip
+
+
+def is_kept(name: str) -> bool:
+    """Whether a file in a folder is no part of the checkpoint's weights, or of what is said about them."""
+    return name not in _OLD_CONFIGS and not name.endswith(_WEIGHTS)
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _check_readable(made: Path, path: Path, layers: int) -> None:
+    """The reader finds every layer in what was written; only headers are read."""
+    try:
+        found = open_checkpoint(made)
+        for name in found:
+            found[name]
+    except (CheckpointError, UnsupportedCheckpoint) as error:
+        raise CheckpointError(
+            path, "what is written must be readable again", tensor=error.tensor, rule="readable", why=str(error)
+        ) from None
+    if len(found) != layers:
+        raise CheckpointError(
+            path, "what is written must be readable again", rule="readable", got=f"{len(found)} layers, not {layers}"
+        )
