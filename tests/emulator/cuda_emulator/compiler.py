@@ -39,7 +39,7 @@ __all__ = [
 
 PACKAGE = Path(baracuda_py.sys.__file__).parent
 SHIM = Path(__file__).parents[1] / "cuda_shim"
-CORE_FILES = ("emulator.cpp", "instructions.cpp", "checks.cpp", "sanitizer.cpp")
+CORE_FILES = ("emulator.cpp", "shared_memory.cpp", "faults.cpp", "instructions.cpp", "checks.cpp", "sanitizer.cpp")
 EMULATED_ARCHITECTURE = "sm80"
 _KEEP_S = 7 * 24 * 3600
 

@@ -34,7 +34,7 @@ struct Region {
 };
 
 Region regions[2] = {{nullptr, {}, "dynamic"}, {nullptr, {}, "static"}};
-std::uint64_t interval, block_begin;  // counted on from launch to launch, so that no byte need be reset
+std::uint64_t interval, block_begin;  // counted on from block to block, so that no byte need be reset
 
 [[noreturn]] void report(const Region& region, const char* address, const char* format, int other) {
   char what[128];

@@ -1,0 +1,78 @@
+// What the parts of the emulator share: the launch that runs, and the thread of it that does.
+#pragma once
+
+#include <csignal>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "emulator.h"
+
+namespace emulator {
+
+constexpr int kPoison = 0xff;  // NaN in every floating format
+constexpr std::size_t kPage = 4096;
+
+// As library.py declares them.
+struct Launch {
+  const Entry* module;  // the entries of the module; Entry `kernel` of them runs
+  long long kernel;
+  void* const* parameters;
+  Extent grid, block;
+  unsigned shared_nbytes;
+  int in_order;  // blocks, warps and lanes by rising index, instead of as the seed says
+  std::uint64_t seed;
+};
+
+struct Report {
+  Extent block, thread;
+  std::uint64_t address;  // of an access that faulted, or 0
+  char message[512];      // empty when the launch succeeded
+};
+
+struct Copy {
+  unsigned destination;
+  const void* source;
+  int nbytes;
+  bool valid;
+};
+
+enum class State { kReady, kAtBarrier, kAtCollective, kEnded };
+
+struct Thread {
+  void* stack_pointer;
+  State state;
+  std::vector<Copy> copies;       // in flight, oldest first; a group's end is an index into them
+  std::vector<std::size_t> ends;  // of the committed groups
+};
+
+extern const Launch* launch;
+extern Report* report;
+extern Thread* running;  // null while the scheduler runs
+
+// Zeroed memory in which every `period`-th page, from the first, is inaccessible; null when there is none.
+char* map_guarded(std::size_t nbytes, std::size_t period);
+
+// Whether an address lies in or beside the threads' stacks, or the dynamic shared memory (and then where, seen
+// from its first byte).
+bool in_stacks(const char* address);
+bool in_shared_arena(const char* address, long* offset);
+
+// The block's shared memory. `place_shared` is once a launch; it is false when there is no memory.
+bool place_shared();
+void poison_shared();
+bool wrote_beside_shared();
+
+// While one exists, a fault of the running thread ends the launch.
+class FaultHandlers {
+ public:
+  FaultHandlers();
+  ~FaultHandlers();
+  FaultHandlers(const FaultHandlers&) = delete;
+  FaultHandlers& operator=(const FaultHandlers&) = delete;
+
+ private:
+  stack_t stack_before_;
+};
+
+}  // namespace emulator
