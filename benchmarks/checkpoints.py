@@ -152,13 +152,13 @@ def write_layer(folder: Path, layer: checkpoints.PackedLayer) -> Path:
     return folder
 
 
-def write_large(folder: Path) -> None:
+def write_large(folder: Path, shards: int = LARGE_SHARDS) -> None:
     """The headers of a 70B model in AWQ GEMM, and files as long as it, without a block on disk behind the headers."""
     folder.mkdir()
     weight_map = {}
-    for shard in range(LARGE_SHARDS):
+    for shard in range(shards):
         tensors: dict[str, tuple[str, list[int]]] = {}
-        for index in range(shard * LARGE_LAYERS // LARGE_SHARDS, (shard + 1) * LARGE_LAYERS // LARGE_SHARDS):
+        for index in range(shard * LARGE_LAYERS // shards, (shard + 1) * LARGE_LAYERS // shards):
             prefix = f"model.layers.{index}"
             for module, (ic, oc) in LARGE.items():
                 tensors[f"{prefix}.{module}.qweight"] = ("I32", [ic, oc // 8])
@@ -166,9 +166,9 @@ def write_large(folder: Path) -> None:
                 tensors[f"{prefix}.{module}.scales"] = ("F16", [ic // GROUP_SIZE, oc])
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 tensors[f"{prefix}.{norm}.weight"] = ("F16", [8192])
-        if shard in (0, LARGE_SHARDS - 1):
+        if shard in (0, shards - 1):
             tensors["lm_head.weight" if shard else "model.embed_tokens.weight"] = ("F16", [VOCABULARY, 8192])
-        file = f"model-{shard + 1:05}-of-{LARGE_SHARDS:05}.safetensors"
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         write_sparse(folder / file, tensors)
         weight_map |= dict.fromkeys(tensors, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

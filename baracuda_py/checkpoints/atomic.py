@@ -38,13 +38,14 @@ def new_folder(path: Path, *, overwrite: bool, kept: Callable[[str], bool]) -> I
         kept: whether a file or folder of that name is taken over from the old folder, unless the block makes it.
 
     Raises:
-        CheckpointError: `path` is a file, or a folder that is not empty and may not be replaced.
+        CheckpointError: `path` is a file, or a folder that is not empty and may not be replaced, or has nothing in it
+            to replace.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     _restore(target)
     _remove_leftovers(target)
-    _check(target, path, overwrite)
+    _check(target, path, overwrite, kept)
     made, lock = _make(target)
     try:
         yield made
@@ -63,15 +64,21 @@ def new_folder(path: Path, *, overwrite: bool, kept: Callable[[str], bool]) -> I
             os.close(lock)
 
 
-def _check(target: Path, path: Path, overwrite: bool) -> None:
+def _check(target: Path, path: Path, overwrite: bool, kept: Callable[[str], bool]) -> None:
     if not os.path.lexists(target):
         return
     if not target.is_dir():
         raise CheckpointError(path, "a checkpoint must be written to a folder", rule="folder", got="a file")
-    if any(target.iterdir()) and not overwrite:
+    names = os.listdir(target)
+    if names and not overwrite:
         raise CheckpointError(
             path, "a folder to write to must be empty or absent", rule="overwrite", got="files in it",
             fix="Pass overwrite=True (--overwrite) to replace the checkpoint in it",
+        )  # fmt: skip
+    if names and all(map(kept, names)):
+        raise CheckpointError(
+            path, "a folder that is overwritten must hold a checkpoint", rule="overwrite", got="other files",
+            fix="Name another folder, or empty this one",
         )  # fmt: skip
 
 

@@ -301,7 +301,8 @@ def _shard(root: Path, index: Path, name: str, weight_map: Mapping[str, str]) ->
 
 def _json_object(file: Path) -> dict[str, Any]:
     with open_regular(file) as opened:
-        text = opened.read(_JSON_LIMIT + 1)
+        # Not the limit itself: a read allocates what it is asked for.
+        text = opened.read(min(os.fstat(opened.fileno()).st_size, _JSON_LIMIT) + 1)
     if len(text) > _JSON_LIMIT:
         raise CheckpointError(file, f"the file must have at most {_JSON_LIMIT} bytes", rule="file size")
     found = parse_json(file, text)

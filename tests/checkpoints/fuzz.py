@@ -238,8 +238,10 @@ def run_one(number: int, seed: int, folder: Path, guard: Guard, report: Report, 
     report.kinds.update(kinds or ["none"])
     report.bases[str(base)] += 1
     path, root = write(build(source, kinds, base), base, folder)
-    if source.random() < 0.02:  # one file of it, or none
-        path = path / source.choice(("nothing.safetensors", *sorted(os.listdir(path)), "\0", "x" * 300))
+    if source.random() < 0.02:  # one file of it, or none; a link that the caller names may lead anywhere
+        reach = os.path.realpath(root)
+        files = [name for name in sorted(os.listdir(path)) if Path(os.path.realpath(path / name)).is_relative_to(reach)]
+        path = path / source.choice(("nothing.safetensors", *files, "\0", "x" * 300))
     Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident size starts anew
     before = kibibytes("VmRSS")
     start = time.perf_counter()

@@ -88,16 +88,28 @@ def test_what_cannot_be_exact_is_refused_with_a_count_and_leaves_nothing(tmp_pat
 
 def test_a_folder_that_is_not_empty_is_kept_unless_told(tmp_path):
     source = write(tmp_path / _folder(tmp_path, "source"), "awq_gemm", made_for(F.AWQ_GEMM))
-    target = tmp_path / "target"
-    target.mkdir()
+    old = made_for(F.AWQ_GEMM, 1)
+    target = write(tmp_path / _folder(tmp_path, "target"), "awq_gemm", old)
     (target / "mine.txt").write_text("kept")
     with pytest.raises(CheckpointError) as refused:
         checkpoints.convert(source, target, F.AWQ_GEMM)
     assert refused.value.rule == "overwrite"
-    assert [path.name for path in target.iterdir()] == ["mine.txt"]
+    assert np.array_equal(checkpoints.unpack(checkpoints.open(target)[NAME]).weights(), old.exact)
     checkpoints.convert(source, target, F.AWQ_GEMM, overwrite=True)
     assert (target / "mine.txt").read_text() == "kept"
-    assert list(checkpoints.open(target)) == [NAME]
+    new = checkpoints.unpack(checkpoints.open(target)[NAME]).weights()
+    assert np.array_equal(new, made_for(F.AWQ_GEMM).exact)
+
+
+def test_a_folder_without_a_checkpoint_is_never_overwritten(tmp_path):
+    source = write(tmp_path / _folder(tmp_path, "source"), "awq_gemm", made_for(F.AWQ_GEMM))
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "mine.txt").write_text("kept")
+    with pytest.raises(CheckpointError) as refused:
+        checkpoints.convert(source, target, F.AWQ_GEMM, overwrite=True)
+    assert refused.value.rule == "overwrite"
+    assert [path.name for path in target.iterdir()] == ["mine.txt"]
 
 
 KILLED = """
