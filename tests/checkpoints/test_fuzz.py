@@ -39,7 +39,17 @@ NAMES = st.sampled_from(["a.qweight", "a.scales", "a.qzeros", "qweight", ".scale
 HEADERS = st.dictionaries(NAMES, ENTRY | JSON, max_size=5)
 SETTINGS = st.dictionaries(
     st.sampled_from(
-        ["quant_method", "bits", "group_size", "version", "zero_point", "config_groups", "ignore", "desc_act", "dynamic"]
+        [
+            "quant_method",
+            "bits",
+            "group_size",
+            "version",
+            "zero_point",
+            "config_groups",
+            "ignore",
+            "desc_act",
+            "dynamic",
+        ]
     ),
     st.sampled_from(["awq", "gptq", "compressed-tensors", 4, 128, -1, True, "gemm"]) | JSON,
 )
