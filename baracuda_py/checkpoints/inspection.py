@@ -243,6 +243,8 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def _plain_value(_owner: Any, _attribute: Any, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
     if isinstance(value, (Path, Device)):
         return str(value)
     if isinstance(value, KernelSku):
