@@ -1,9 +1,10 @@
 """Write what the docs take from the code: `python docs/generate.py [--check]`.
 
-docs/reference/       one page a module, from its docstrings
-docs/ops-table.md     every op, kernel and rule, from the registry
-README.md             its figures, from benchmarks/results
-benchmarks/README.md  its list of scripts, from their docstrings
+docs/reference/            one page a module, from its docstrings
+docs/ops-table.md          every op, kernel and rule, from the registry
+docs/guide-checkpoints.md  its sample of `inspect`
+README.md                  its figures, from benchmarks/results
+benchmarks/README.md       its list of scripts, from their docstrings
 
 With --check nothing is written; the command names each file that is not current and returns 1.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # this checkout, whatever is installed
 
-from generators import measured, ops_table, reference  # noqa: E402
+from generators import checkpoint_sample, measured, ops_table, reference  # noqa: E402
 
 
 def pages() -> dict[Path, str]:
@@ -25,6 +26,8 @@ def pages() -> dict[Path, str]:
     readme, benchmarks = ROOT / "README.md", ROOT / "benchmarks"
     made = {ROOT / "docs" / "reference" / name: text for name, text in reference.pages().items()}
     made[ROOT / "docs" / "ops-table.md"] = ops_table.page()
+    guide = ROOT / "docs" / "guide-checkpoints.md"
+    made[guide] = checkpoint_sample.with_inspection(guide.read_text("utf-8"))
     made[readme] = measured.with_headlines(readme.read_text("utf-8"), benchmarks / "results")
     listing = benchmarks / "README.md"
     made[listing] = measured.with_scripts(listing.read_text("utf-8"), benchmarks)

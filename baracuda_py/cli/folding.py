@@ -45,9 +45,11 @@ def fold(items: Iterable[T], name: Callable[[T], str], alike: Callable[[T], Hash
     return folds
 
 
-def fold_names(names: Iterable[str]) -> list[Fold[str]]:
-    """Fold names that differ in numbers only."""
-    return fold(names, str, lambda _name: None)
+def fold_names(names: Iterable[str], among: Iterable[str]) -> list[Fold[str]]:
+    """Fold those of the names `among` that are in `names`; a `*` stands for all of a pattern."""
+    chosen = frozenset(names)
+    folds = fold(among, str, lambda name: name in chosen)
+    return [one for one in folds if one.items[0] in chosen]
 
 
 def _is_number(part: str) -> bool:

@@ -71,12 +71,14 @@ def show(inspection: Inspection, *, every: bool = False) -> None:
         _heading("Configuration and headers disagree", len(inspection.contradictions), "yellow")
         for one in inspection.contradictions:
             print_line(_disagreement(inspection, one), indent=2)
-            print_line(_names(one.layers, every), "dim", indent=4)
+            for name in one.layers if every else fold_names(one.layers, _modules(inspection)):
+                print_line(str(name), "dim", indent=4)
     if inspection.plain:
         _heading("Not quantised", len(inspection.plain))
         for tensors in _folds(inspection.plain, lambda one: one.name, lambda one: (one.dtype, one.shape), every):
             print_line(Text.assemble(str(tensors), ("  " + _tensor(tensors), "dim")), indent=2)
     if not every and output_console().is_terminal:
+        print_line()
         print_line("--all lists each layer and tensor.", "dim")
 
 
@@ -143,8 +145,7 @@ def _kernels(layers: Sequence[LayerInspection]) -> Iterator[Fact]:
                 yield label, Text(f"none: {serving.refusal}", "red")
             else:
                 yield label, serving.sku.token
-            if len(kinds) > 1:
-                yield "", Text(_names([layer.name for layer in same]), "dim")
+            yield from _which(same, layers)
             label = ""
 
 
@@ -161,8 +162,7 @@ def _splits(axis: str, layers: Sequence[LayerInspection]) -> Iterator[Fact]:
         yield label, legal
         for text in refused:
             yield "", Text(text, "yellow")
-        if len(kinds) > 1:
-            yield "", Text(_names([layer.name for layer in same]), "dim")
+        yield from _which(same, layers)
         label = ""
 
 
@@ -176,8 +176,18 @@ def _legal(verdict: SplitVerdict, group_size: int) -> str:
     return str(verdict.degree)
 
 
-def _names(names: Sequence[str], every: bool = False) -> str:
-    return ", ".join(names if every else map(str, fold_names(names)))
+def _which(some: Sequence[LayerInspection], layers: Sequence[LayerInspection]) -> Iterator[Fact]:
+    """The names of some of the layers; none if they are all."""
+    if len(some) < len(layers):
+        for one in fold_names([layer.name for layer in some], [layer.name for layer in layers]):
+            yield "", Text(f"  {one}", "dim")
+
+
+def _modules(inspection: Inspection) -> list[str]:
+    """Names of all that may be quantised, or be said to be."""
+    plain = [tensor.name.rpartition(".")[0] for tensor in inspection.plain]
+    packed = [layer.name for layer in inspection.layers] + [refused.name for refused in inspection.refused]
+    return list(dict.fromkeys(packed + plain))
 
 
 def _disagreement(inspection: Inspection, one: Contradiction) -> str:

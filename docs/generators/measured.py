@@ -8,7 +8,7 @@ from pathlib import Path
 
 from generators.markdown import table
 
-__all__ = ["with_headlines", "with_scripts"]
+__all__ = ["replaced", "with_headlines", "with_scripts"]
 
 
 def with_headlines(readme: str, results: Path) -> str:
@@ -20,7 +20,7 @@ def with_headlines(readme: str, results: Path) -> str:
         link = f"[{path.parent.name}/{path.name}](benchmarks/results/{path.parent.name}/{path.name})"
         rows += [(line["what"], f"{line['value']} {line['unit']}".strip(), link) for line in headlines]
     text = table(("what", "measured", "file"), rows) if rows else "No result file has been recorded yet.\n"
-    return _replaced(readme, "measured", text)
+    return replaced(readme, "measured", text)
 
 
 def with_scripts(readme: str, benchmarks: Path) -> str:
@@ -30,10 +30,11 @@ def with_scripts(readme: str, benchmarks: Path) -> str:
         doc = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
         if not path.stem.startswith("_"):
             rows.append((f"[{path.name}]({path.name})", doc.split("\n\n")[0]))
-    return _replaced(readme, "scripts", table(("script", "what it measures"), rows))
+    return replaced(readme, "scripts", table(("script", "what it measures"), rows))
 
 
-def _replaced(page: str, name: str, text: str) -> str:
+def replaced(page: str, name: str, text: str) -> str:
+    """The page with the section `name`, between its two comments, replaced by `text`."""
     begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->\n"
     before, _, rest = page.partition(begin)
     _, mark, after = rest.partition(end)

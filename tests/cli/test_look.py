@@ -235,7 +235,7 @@ def test_piped_output_is_plain_and_whole(run, no_gpu):
 
 @pytest.mark.parametrize(
     "command", [(), ("demo",), ("run",), ("run", "awq-gemm"), ("ops",), ("skus",), ("explain",), ("doctor",),
-                *[("explain", op.name) for op in builtin_ops()]]
+                ("inspect",), *[("explain", op.name) for op in builtin_ops()]]
 )  # fmt: skip
 def test_every_command_has_help_with_an_example(run, command):
     result = run(*command, "--help")

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-PAGES = ("README.md", "docs/tutorial.md", "docs/guide-workspaces-and-graphs.md", "docs/guide-quantize.md")
+PAGES = (
+    "README.md", "docs/tutorial.md", "docs/guide-workspaces-and-graphs.md", "docs/guide-checkpoints.md",
+    "docs/guide-quantize.md",
+)  # fmt: skip
 KNOWN_NEEDS = {"torch", "cupy", "gpu"}
 
 
