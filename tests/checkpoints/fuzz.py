@@ -23,6 +23,7 @@ import contextlib
 import io
 import json
 import os
+import platform
 import random
 import resource
 import shutil
@@ -305,7 +306,10 @@ def record(report: Report, count: int, seed: int, elapsed: float) -> dict[str, A
     def counted(counter: Counter[str]) -> dict[str, int]:
         return dict(sorted(counter.items(), key=lambda pair: (-pair[1], pair[0])))
 
+    spoilt = {one["input"] for one in report.broken}
+    headline = {"what": "Checkpoints: spoilt folders that broke no law", "value": f"{count - len(spoilt):,}"}
     return {
+        "headlines": [{**headline, "unit": f"of {count:,}"}],
         "inputs": count,
         "seed": seed,
         "seconds": round(elapsed, 1),
@@ -318,6 +322,18 @@ def record(report: Report, count: int, seed: int, elapsed: float) -> dict[str, A
         "outcomes": {step: counted(counter) for step, counter in report.outcomes.items()},
         "rules_that_refused": counted(report.rules),
     }
+
+
+def machine_facts() -> dict[str, Any]:
+    """What every result file says of the machine."""
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    import machine
+    from host_awq import cpu_name
+
+    return {
+        "cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(),
+        "packages": machine.packages("baracuda-py", "numpy"), "commit": machine.commit(),
+    }  # fmt: skip
 
 
 def main() -> int:
@@ -333,7 +349,7 @@ def main() -> int:
     made = record(report, len(numbers), options.seed, time.perf_counter() - start)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(made, indent=1) + "\n")
+        options.output.write_text(json.dumps(machine_facts() | made, indent=1) + "\n")
     print(f"{made['inputs']} inputs in {made['seconds']} s: {len(report.broken)} broken laws; slowest "
           f"{report.slowest['s']} s, largest growth {report.largest['rss_growth_mib']} MiB")  # fmt: skip
     for one in report.broken[:_SHOWN]:
