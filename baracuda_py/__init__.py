@@ -5,6 +5,7 @@ Importing it loads no NumPy, no framework and no CUDA; names are resolved when t
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -59,9 +60,21 @@ _PUBLIC_MODULES = (
 )
 
 
-@cache
+_registry: Registry[Plan] | None = None
+_registry_lock = threading.Lock()
+
+
 def default_registry() -> Registry[Plan]:
     """The registry of the built-in ops and backends, and of installed plug-ins; made at the first call."""
+    global _registry
+    if _registry is None:
+        with _registry_lock:  # functools.cache would let two first callers make one each
+            if _registry is None:
+                _registry = _make_default_registry()
+    return _registry
+
+
+def _make_default_registry() -> Registry[Plan]:
     from baracuda_py.backends.cublaslt import CublasLtBackend
     from baracuda_py.backends.cuda import CudaBackend
     from baracuda_py.backends.host import HostBackend

@@ -36,7 +36,7 @@ class DeviceArray(TensorMut):
         self._context = cuda.context(device)
         super().__init__(0, shape, element, strides=row_major_strides(shape), device=device.ordinal, owner=None)
         self.nbytes = (self.size * bits_of(element) + 7) // 8
-        with self._context.current():
+        with self._context.relaxed():
             self.pointer = int(self._driver.call("cuMemAlloc", self.nbytes)) if self.nbytes else 0
 
     def copy_from(self, array: Any) -> None:
@@ -66,7 +66,7 @@ class DeviceArray(TensorMut):
         """Free the memory now, after all pending work; once is enough. Without it, the garbage collector does."""
         pointer, self.pointer = self.pointer, 0
         if pointer:
-            with self._context.current():
+            with self._context.relaxed():
                 self._driver.call("cuMemFree", pointer)
 
     def __del__(self) -> None:

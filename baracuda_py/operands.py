@@ -44,7 +44,7 @@ class _Accepted:
     It holds the tensor's type and a view without owner: plans are kept, and must not keep memory alive.
     """
 
-    __slots__ = ("device", "dtype", "high", "low", "shape", "strides", "type", "view")
+    __slots__ = ("contiguous", "device", "dtype", "high", "low", "shape", "strides", "type", "view")
 
     def __init__(self, kind: type[TensorRef], source: Any, view: TensorRef) -> None:
         self.type = type(source)
@@ -52,6 +52,7 @@ class _Accepted:
         self.shape = source.shape
         self.strides = source.stride()
         self.device = source.device
+        self.contiguous = view.contiguous  # then no half of a complex tensor, which is what may carry a pending sign
         self.view = _moved(kind, view, view.pointer, None)
         low, high = view.extent
         self.low, self.high = low - view.pointer, high - view.pointer
@@ -103,6 +104,7 @@ class OperandChecker:
                 and source.shape == accepted.shape
                 and source.stride() == accepted.strides
                 and source.device == accepted.device
+                and (accepted.contiguous or not source.is_neg())
             ):
                 pointer = source.data_ptr()
                 if pointer and pointer % slot.alignment == 0:
@@ -161,7 +163,7 @@ class OperandChecker:
             raise self._error(slot, "row stride", f"must be contiguous, strides {packed}", value=view.strides)
         if slot.strides == "rows":
             self._check_rows(slot, view)
-        if slot.written and any(e > 1 and s == 0 for e, s in zip(view.shape, view.strides, strict=True)):
+        if slot.written and not _distinct(view):
             raise self._error(slot, "row stride", "must not write one element twice", value=view.strides)
         strided = [s for e, s in zip(view.shape[:-1], view.strides[:-1], strict=True) if e > 1]
         # The pitch of a contiguous tensor follows from the descriptor: what it may be is a rule of the kernel.
@@ -177,8 +179,9 @@ class OperandChecker:
                     why="the kernel loads that many bytes at once",
                     fix="Copy it to a fresh allocation, or let select take another kernel",
                 )
-        if self._device is not None and view.device not in (None, self._device):
-            where = "host memory" if view.device == HOST_MEMORY else f"cuda:{view.device}"
+        # Memory of an unknown device is taken for the GPU's; on the host, reading what may not be there would crash.
+        if self._device is not None and view.device not in (None if self._device >= 0 else HOST_MEMORY, self._device):
+            where = {HOST_MEMORY: "host memory", None: "an unknown device"}.get(view.device, f"cuda:{view.device}")
             raise self._error(slot, "device", f"must lie where the plan runs, on {self._device_text}", got=where)
 
     def _check_rows(self, slot: _Slot, view: TensorRef) -> None:
@@ -223,6 +226,16 @@ def _moved(kind: type[TensorRef], view: TensorRef, pointer: int, owner: Any) -> 
     moved.device = view.device
     moved.owner = owner
     return moved
+
+
+def _distinct(view: TensorRef) -> bool:
+    """Whether each index has memory of its own: from the smallest stride up, each axis steps over all before it."""
+    reach = 0
+    for stride, extent in sorted((abs(s), e) for e, s in zip(view.shape, view.strides, strict=True) if e > 1):
+        if stride <= reach:
+            return False
+        reach += stride * (extent - 1)
+    return True
 
 
 def _disjoint_columns(one: TensorRef, two: TensorRef) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, Self
 
 from baracuda_py.errors import InvalidProblem, MisalignedOperand, Unsupported, WorkspaceTooSmall
@@ -141,7 +142,8 @@ class Plan:
             return _nothing
         if stream is None:
             return executable.bind(None, workspace, views)
-        return executable.bind(handle, workspace, views)
+        bound = executable.bind(handle, workspace, views)
+        return bound if type(stream) is int else _Holding(bound, stream)
 
     def _ready(
         self, stream: Any, workspace: Workspace, args: Any
@@ -155,6 +157,11 @@ class Plan:
                 )  # fmt: skip
             self._views(args, workspace, 0)
             return None, 0, []
+        if not isinstance(workspace, Workspace):
+            raise InvalidProblem(
+                self.op.name, "a workspace must be a Workspace", rule="workspace", got=type(workspace).__name__,
+                fix="Pass Workspace.NONE, Workspace.borrowed(buffer) or allocate_workspace(plan)",
+            )  # fmt: skip
         if workspace.nbytes < self.workspace_size:
             raise WorkspaceTooSmall(self.op.name, self.workspace_size, workspace.nbytes)
         if self.workspace_size:
@@ -170,6 +177,10 @@ class Plan:
         return self._checker.views(args, workspace, stream)
 
     def _check_workspace(self, workspace: Workspace) -> None:
+        if not workspace.pointer:
+            raise InvalidProblem(
+                self.op.name, "the workspace must not be a null pointer", rule="workspace address", got="address 0"
+            )
         if workspace.pointer % _WORKSPACE_ALIGNMENT:
             raise MisalignedOperand(
                 self.op.name, f"the workspace must be aligned to {_WORKSPACE_ALIGNMENT} bytes",
@@ -186,6 +197,17 @@ class Plan:
         return f"<{type(self).__name__} {self.sku} on {self.device}, workspace {self.workspace_size} bytes>"
 
 
+class _Holding(partial[None]):
+    """A bound call that keeps its stream alive: the handle dies with the object that owns it."""
+
+    def __new__(cls, call: Callable[[], None], stream: Any) -> Self:
+        made = super().__new__(cls, call)
+        made.stream = stream
+        return made
+
+    stream: Any
+
+
 def _nothing() -> None:
     """The bound run of an empty problem."""
 
@@ -196,9 +218,17 @@ def _first(args: Any) -> Any:
     return first.owner if isinstance(first, TensorRef) else first
 
 
-@cache
+_class_lock = threading.Lock()
+
+
 def plan_class(op: Op) -> type[Plan]:
     """The named plan class of an op: `Int4AwqGemmDescriptor` gives `Int4AwqGemmPlan`."""
+    with _class_lock:  # a cache alone would let two threads make one each, of which plans would be of either
+        return _plan_class(op)
+
+
+@cache
+def _plan_class(op: Op) -> type[Plan]:
     name = op.descriptor.__name__.removesuffix("Descriptor") + "Plan"
     return type(name, (Plan,), {"op": op, "__slots__": (), "__doc__": f"Plan of the op {op.name!r}."})
 

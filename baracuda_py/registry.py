@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -98,7 +99,8 @@ class Op:
 
     def is_empty(self, descriptor: Any) -> bool:
         """Whether there is nothing to compute: every output has zero elements."""
-        return all(0 in spec.shape_on(descriptor) for spec in self.specs if spec.written)
+        written = (spec for spec in self.specs if spec.written and spec.needed_on(descriptor))
+        return all(0 in spec.shape_on(descriptor) for spec in written)
 
     def workspace_size(self, kernel: Kernel, descriptor: Any, device: Device) -> int:
         """Bytes that `kernel` must be lent; 0 for an empty problem."""
@@ -128,7 +130,7 @@ class Candidate:
         return self.kernel.sku
 
 
-@frozen
+@frozen(repr=False)
 class Explanation:
     """Why a kernel was chosen, or why none was.
 
@@ -149,6 +151,11 @@ class Explanation:
     def refusals(self) -> tuple[Refused, ...]:
         """The refused kernels, each with the error it would raise if pinned."""
         return tuple(Refused(c.sku, c.refusal) for c in self.candidates if c.refusal is not None)
+
+    def __repr__(self) -> str:
+        serving = len(self.candidates) - len(self.refusals)
+        chosen = self.chosen.sku.token if self.chosen else None
+        return f"<Explanation {self.op.name} on {self.device}: {serving} of {len(self.candidates)} serve, {chosen=!s}>"
 
     def __str__(self) -> str:
         lines = [f"{self.descriptor} on {self.device}"]
@@ -193,6 +200,7 @@ class Registry(Generic[P]):
         self._make_plan = make_plan
         self._lock = threading.RLock()
         self._pending_plugins = plugins and not os.environ.get(NO_PLUGINS)
+        self._scanning = False
         self._ops: dict[str, Op] = {}
         self._by_descriptor: dict[type, Op] = {}
         self._kernels: dict[KernelSku, tuple[Op, Kernel]] = {}
@@ -252,23 +260,37 @@ class Registry(Generic[P]):
         with self._lock:
             if not self._pending_plugins:
                 return
-            self._pending_plugins = False
-            for group in PLUGIN_GROUPS:
-                for entry_point in sorted(entry_points(group=group), key=lambda e: e.name):
-                    self._load_plugin(entry_point)
-
-    def _load_plugin(self, entry_point: EntryPoint) -> None:
-        before = (self._ops, self._by_descriptor, self._kernels, self._implied, self._backends)
-        try:
-            entry_point.load()(self)
-        except Exception as error:
-            (self._ops, self._by_descriptor, self._kernels, self._implied, self._backends) = before
-            self._plugin_errors[f"{entry_point.group}:{entry_point.name}"] = error
+            if self._scanning:  # a plug-in looks something up
+                return
+            # Others wait at the lock until the scan is through: half a scan is no answer.
+            self._scanning = True
+            broken = []
+            try:
+                for group in PLUGIN_GROUPS:
+                    for entry_point in sorted(entry_points(group=group), key=lambda e: e.name):
+                        if not self._load_plugin(entry_point):
+                            broken.append(entry_point)
+            finally:
+                self._pending_plugins = self._scanning = False
+        for entry_point in broken:  # last, for a filter may turn a warning into an exception
+            error = self._plugin_errors[f"{entry_point.group}:{entry_point.name}"]
             warnings.warn(
                 f"plug-in {entry_point.name!r} ({entry_point.value}) was left out: {type(error).__name__}: {error}",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
+
+    def _load_plugin(self, entry_point: EntryPoint) -> bool:
+        """Whether it loaded; if not, everything is as before and its error is kept."""
+        before = (self._ops, self._by_descriptor, self._kernels, self._implied, self._backends)
+        try:
+            entry_point.load()(self)
+        except (Exception, SystemExit) as error:
+            (self._ops, self._by_descriptor, self._kernels, self._implied, self._backends) = before
+            self._memo = {}  # it may have selected what it had registered
+            self._plugin_errors[f"{entry_point.group}:{entry_point.name}"] = error
+            return False
+        return True
 
     @property
     def plugin_errors(self) -> Mapping[str, BaseException]:
@@ -382,12 +404,13 @@ class Registry(Generic[P]):
             return self._memo[descriptor, device, preference]
         except (KeyError, TypeError):
             pass
+        self._scan()
+        memo = self._memo  # the one of this registration: a later one throws it away, and with it what is chosen here
         resolved = self.device(device)
         selection = self._select(descriptor, resolved, preference)
-        memo = self._memo
         plan = self._make_plan(selection)
         if len(memo) >= _MEMO_LIMIT:
-            memo = self._memo = {}
+            memo.clear()
         memo[descriptor, resolved, preference] = plan
         if isinstance(device, (int, str)):
             memo[descriptor, device, preference] = plan
@@ -405,6 +428,7 @@ class Registry(Generic[P]):
     ) -> Explanation:
         """What `select` would do and why; never raises for a problem that no kernel serves."""
         op = self.op_for(descriptor)
+        _check_preference(preference)
         resolved = self.device(device)
         try:
             op.check(descriptor)
@@ -424,6 +448,7 @@ class Registry(Generic[P]):
 
     def _select(self, descriptor: Any, device: Device, preference: PlanPreference | None) -> Selection:
         op = self.op_for(descriptor)
+        _check_preference(preference)
         op.check(descriptor)
         wishes = preference or _ANYTHING
         serving = [k for k in op.kernels if self._refusal(op, k, descriptor, device, wishes) is None]
@@ -500,12 +525,18 @@ class Registry(Generic[P]):
     def device(self, spec: Any = None) -> Device:
         """The device that `spec` names; see `select` for what it may be."""
         if isinstance(spec, Device):
-            return spec
+            if spec.kind == "host" or spec.capability is not None:
+                return spec
+            if spec.ordinal is None:
+                raise Unsupported(
+                    "device", "a Device of kind 'cuda' must have an ordinal or a capability", rule="device", value=spec
+                )
+            return self._cuda_device(spec.ordinal)
         if spec is None:
             return self.current_device()
         if isinstance(spec, str):
-            if spec.startswith("cuda"):
-                return self._cuda_device(int(spec[5:] or 0))
+            if match := re.fullmatch(r"cuda(?::(\d+))?", spec, re.ASCII):
+                return self._cuda_device(int(match[1] or 0))
             return HOST if spec in ("host", "cpu") else dry_device(spec)
         if isinstance(spec, int):
             return self._cuda_device(spec)
@@ -524,6 +555,11 @@ class Registry(Generic[P]):
     def _cuda_device(self, ordinal: int) -> Device:
         found: Device = self._cuda_source().device(ordinal)
         return found
+
+
+def _check_preference(preference: Any) -> None:
+    if preference is not None and not isinstance(preference, PlanPreference):
+        raise TypeError(f"preference must be a PlanPreference or None, not {type(preference).__name__}")
 
 
 def _rank(kernel: Kernel, cost_us: float | None, wishes: PlanPreference) -> tuple[bool, float, str]:

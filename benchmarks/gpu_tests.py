@@ -10,7 +10,6 @@ exit code, or 1 when a sanitizer found something.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -29,7 +28,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-import _gpu  # noqa: E402
+from machine import gpu_environment, gpu_results, write_result  # noqa: E402
 
 from baracuda_py import sys as kernels  # noqa: E402
 from baracuda_py.backends.cuda import CudaBackend  # noqa: E402
@@ -43,7 +42,7 @@ FOUND = 86  # exit code by which compute-sanitizer says that it found something
 def main() -> int:
     options = _parser().parse_args()
     os.environ["BARACUDA_PY_REQUIRE_GPU"] = "1"
-    facts = _gpu.gpu_facts()
+    facts = gpu_environment()
     recorder = Recorder()
     start = time.perf_counter()
     tests = [str(ROOT / "tests")] if not any(Path(a.split("::")[0]).exists() for a in options.pytest) else []
@@ -58,9 +57,7 @@ def main() -> int:
     clean = all(found["status"] == "clean" for found in record.get("sanitizer", {}).values())
     record["headlines"] = _headlines(record)
 
-    path = options.output or _gpu.RESULTS / _gpu.slug(facts["gpu"]) / "gpu-tests.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path = write_result(options.output or gpu_results() / "gpu-tests.json", record)
     print(f"{path}: {recorder.counts['passed']} passed, {recorder.counts['failed']} failed", file=sys.stderr)
     return exit_code or (0 if clean else 1)
 

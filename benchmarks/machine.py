@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 __all__ = ["commit", "gpu_environment", "gpu_results", "packages", "slug", "write_result"]
 
 ROOT = Path(__file__).resolve().parent
+_PACKAGES = ("cuda-bindings", "numpy", "ml_dtypes", "attrs", "pytest", "hypothesis", "torch", "nvmath-python")
 
 
 def slug(name: str) -> str:
@@ -21,7 +23,10 @@ def slug(name: str) -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, with `+` when the working tree differs from it; `unknown` outside a checkout."""
+    """The commit that is measured, with `+` when the working tree differs from it; BARACUDA_PY_COMMIT where it is set;
+    `unknown` outside a checkout."""
+    if given := os.environ.get("BARACUDA_PY_COMMIT"):
+        return given
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -62,13 +67,15 @@ def gpu_environment() -> dict[str, Any]:
     cuda: Any = bp.default_registry().backend("cuda")
     return {
         "gpu": device.name,
-        "compute_capability": "{}.{}".format(*device.capability),
+        "capability": "sm_{}{}".format(*device.capability),
         "sm_count": device.sm_count,
         "memory": memory,
         "driver": driver,
         "cuda_driver_api": cuda.driver.version,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
         "python": platform.python_version(),
-        "packages": packages("baracuda-py", "cuda-bindings", "numpy", "torch"),
+        "packages": packages("baracuda-py", *_PACKAGES),
         "commit": commit(),
     }
 

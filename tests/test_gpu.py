@@ -79,6 +79,24 @@ def _captured_by_torch(torch, case: Case) -> None:
             assert found == values.tobytes(), f"{name}: a replayed torch graph differs from a run"
 
 
+def test_what_is_loaded_allocated_or_freed_during_a_capture_does_not_end_it():
+    torch = pytest.importorskip("torch")
+    x = torch.randn(4, 8, device="cuda")
+    y = torch.full_like(x, np.nan)
+    warm = bp.select(bp.SoftmaxDescriptor((4, 8)), 0)
+    garbage = bp.empty((1 << 20,), ElementKind.F32, 0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # in the mode "global", which lets no thread of the process do such a thing
+        garbage.free()
+        made = bp.empty((1 << 20,), ElementKind.F32, 0)
+        fresh = bp.default_registry().plan(warm.sku, bp.SoftmaxDescriptor((4, 8)), 0)
+        fresh.run(None, bp.allocate_workspace(fresh), bp.SoftmaxArgs(x, y))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert made.pointer
+    assert torch.allclose(y, torch.softmax(x, -1), atol=1e-6)
+
+
 @pytest.mark.parametrize("sku", SKUS, ids=str)
 def test_torch_captures_every_gpu_kernel_on_its_current_stream(sku):
     torch = pytest.importorskip("torch")

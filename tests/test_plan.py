@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 
 import attrs
 import numpy as np
@@ -251,3 +253,83 @@ def test_builders_return_copies_with_one_field_changed():
             assert changed == attrs.evolve(AWQ, **{field.name: value})
             assert changed != AWQ
             assert hash(changed) == hash(attrs.evolve(AWQ, **{field.name: value}))
+
+
+def test_a_bound_call_keeps_its_stream_alive():
+    class Stream:
+        def __cuda_stream__(self):
+            return 0, 0xABC
+
+    _, backend, op, plan = pretended()
+    stream = Stream()
+    alive = weakref.ref(stream)
+    call = plan.bind(gpu_args(op), stream=stream)
+    del stream
+    gc.collect()
+    assert alive() is not None
+    call()
+    assert backend.runs[0].stream == 0xABC
+    del call
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_workspace_at_address_0_is_refused():
+    _, backend, op, plan = pretended(workspace_nbytes=64)
+    with pytest.raises(InvalidProblem) as refused:
+        plan.run(0, bp.Workspace.borrowed(0, 64), gpu_args(op))
+    assert refused.value.rule == "workspace address"
+    assert not backend.runs
+
+
+def test_on_the_host_memory_of_an_unknown_device_is_refused():
+    plan = bp.select(bp.SoftmaxDescriptor((2, 4)), "host")
+    x, y = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32)
+    raw = bp.TensorRef(x.ctypes.data, (2, 4), bp.ElementKind.F32)
+    with pytest.raises(InvalidProblem) as refused:
+        plan.can_implement(bp.SoftmaxArgs(raw, y))
+    assert refused.value.rule == "input device"
+    raw.device = HOST_MEMORY
+    plan.run(None, bp.Workspace.NONE, bp.SoftmaxArgs(raw, y))
+    assert (y == 0.25).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "distinct"),
+    [
+        ((4, 8), (8, 1), True), ((4, 8), (1, 4), True), ((4, 8), (-8, -1), True), ((1, 8), (0, 1), True),
+        ((4, 8), (4, 1), False), ((4, 8), (1, 1), False), ((4, 8), (8, 0), False), ((4, 8), (-1, 3), False),
+    ],
+)  # fmt: skip
+def test_an_output_whose_elements_share_memory_is_refused(shape, strides, distinct):
+    plan = bp.select(bp.SoftmaxDescriptor(shape), "sm_90")
+    f = bp.ElementKind.F32
+    args = bp.SoftmaxArgs(bp.TensorRef(1 << 20, shape, f), bp.TensorMut(1 << 16, shape, f, strides=strides))
+    if distinct:
+        assert plan.can_implement(args)
+    else:
+        with pytest.raises(InvalidProblem, match="twice"):
+            plan.can_implement(args)
+
+
+def test_a_tensor_with_a_pending_sign_is_refused_also_behind_one_like_it_without():
+    torch = pytest.importorskip("torch")
+    pairs = torch.randn(4, 8, dtype=torch.complex64)
+    plan, output = bp.select(bp.SoftmaxDescriptor((4, 8)), "host"), torch.empty(4, 8)
+    plan.run(None, bp.Workspace.NONE, bp.SoftmaxArgs(pairs.imag, output))
+    with pytest.raises(Unsupported) as refused:
+        plan.run(None, bp.Workspace.NONE, bp.SoftmaxArgs(pairs.conj().imag, output))
+    assert refused.value.rule == "pending sign"
+    plan.run(None, bp.Workspace.NONE, bp.SoftmaxArgs(pairs.conj().imag.resolve_neg(), output))
+    assert torch.allclose(output, torch.softmax(pairs.conj().imag, -1))
+
+
+def test_splits_beyond_the_depth_of_a_grid_go_to_another_kernel():
+    desc = bp.Int4AwqGemmDescriptor(16, 32 * (1 << 16), 64, split_k_iters=1 << 16)
+    splitk = next(c for c in bp.explain(desc, "sm_90").candidates if c.sku.variant == "splitk_oc_major"
+                  and c.sku.element is desc.element and c.sku.epilogue is desc.epilogue)  # fmt: skip
+    assert splitk.refusal is not None
+    assert splitk.refusal.rule == "split_k_iters <= 65535"
+    plan = bp.Int4AwqGemmPlan.select
+    assert bp.select(desc, "sm_90").launches[0].grid[2] < 1 << 16
+    assert plan("sm_90", desc).sku == bp.select(desc, "sm_90").sku

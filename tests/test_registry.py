@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +17,10 @@ from baracuda_py import registry as registry_module
 from baracuda_py.backends.host import HostBackend
 from baracuda_py.backends.null import NullBackend
 from baracuda_py.errors import InvalidProblem, NoKernel, RegistrationError, Unsupported
-from baracuda_py.plan import new_registry
+from baracuda_py.plan import new_registry, plan_class
 from baracuda_py.testing.toys import ToyKernel, toy_op
 from baracuda_py.vocab.code import HostCode, Launch, Pointer, PtxCode
-from baracuda_py.vocab.device import HOST, dry_device
+from baracuda_py.vocab.device import HOST, Device, dry_device
 from baracuda_py.vocab.enums import ArchSku, BackendKind, ElementKind, MathPrecision, OpCategory, UnaryKind
 from baracuda_py.vocab.rules import multiple_of, one_of
 from baracuda_py.vocab.sku import PrecisionGuarantee
@@ -116,7 +118,7 @@ class RegistryMachine(RuleBasedStateMachine):
             if kernel.element is element and (kernel.most_rows is None or rows <= kernel.most_rows)
         }
         if serving:
-            best = min(serving, key=lambda sku: (serving[sku].cost, sku.token))
+            best = min(serving, key=lambda sku: (serving[sku].cost if rows and columns else 0, sku.token))
             plan = self.registry.select(descriptor, HOST)
             assert plan.sku == best
             assert self.registry.select(op.descriptor(rows, columns, element), HOST) is plan
@@ -306,6 +308,48 @@ def test_threads_that_select_and_register_see_whole_ops_only():
     assert all(registry.select(op.descriptor(2), HOST) is registry.select(op.descriptor(2), HOST) for op in ops)
 
 
+def test_what_a_registration_overtakes_is_not_remembered():
+    registry = host_registry(op := toy_op("doubling", [ToyKernel("a")]))
+    make_plan = registry._make_plan
+
+    def overtaken(selection):
+        if not registry._backends.get("late"):
+            registry.register_backend(NullBackend(dry_device("sm_90"), name="late"))
+        return make_plan(selection)
+
+    registry._make_plan = overtaken
+    first = registry.select(op.descriptor(2), "host")
+    assert registry.select(op.descriptor(2), "host") is not first
+    assert registry.select(op.descriptor(2), "host") is registry.select(op.descriptor(2), "host")
+
+
+def test_a_device_made_by_hand_is_completed_or_refused():
+    registry = host_registry(toy_op("doubling", [ToyKernel("a")]))
+    gpu = Device("cuda", 0, (9, 0), 132)
+    registry.register_backend(NullBackend(gpu))
+    assert registry.device(Device("cuda", 0)) is gpu
+    with pytest.raises(Unsupported, match="ordinal or a capability"):
+        registry.device(Device("cuda"))
+
+
+def test_first_callers_in_several_threads_share_one_default_registry_and_one_plan_class(monkeypatch):
+    make, op = bp._make_default_registry, toy_op("shared", [ToyKernel("a")])
+    monkeypatch.setattr(bp, "_registry", None)
+    monkeypatch.setattr(bp, "_make_default_registry", lambda: time.sleep(0.05) or make())
+    start, found = threading.Barrier(8), []
+
+    def call():
+        start.wait()
+        found.append((bp.default_registry(), plan_class(op)))
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+
+
 # -- plug-ins ----------------------------------------------------------------------------------------------------
 
 
@@ -365,3 +409,42 @@ def test_the_environment_turns_plug_ins_off(monkeypatch):
     monkeypatch.setenv(registry_module.NO_PLUGINS, "1")
     assert host_registry(plugins=True).ops() == ()
     assert not scans
+
+
+def test_a_look_up_beside_a_scan_waits_for_it_and_one_inside_it_does_not(monkeypatch):
+    entered, seen = threading.Event(), []
+
+    def slow(registry):
+        entered.set()
+        seen.append([op.name for op in registry.ops()])
+        time.sleep(0.1)
+        registry.register(toy_op("slow", [ToyKernel("slow")]))
+
+    _install(monkeypatch, _entry_point("slow", slow))
+    registry = host_registry(plugins=True)
+    thread = threading.Thread(target=registry.ops)
+    thread.start()
+    entered.wait()
+    assert registry.op("slow").name == "slow"
+    thread.join()
+    assert seen == [[]]
+
+
+def test_no_plug_in_ends_the_scan_and_what_it_selected_goes_with_it(monkeypatch):
+    broken = toy_op("broken", [ToyKernel("broken")])
+
+    def leaves(registry):
+        registry.register(broken)
+        registry.select(broken.descriptor(2), HOST)
+        raise SystemExit(3)
+
+    good = _entry_point("b_good", lambda r: r.register(toy_op("good", [ToyKernel("good")])))
+    _install(monkeypatch, _entry_point("a_leaves", leaves), good)
+    registry = host_registry(plugins=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="a_leaves"):
+            registry.ops()
+    assert [op.name for op in registry.ops()] == ["good"]
+    with pytest.raises(Unsupported):
+        registry.select(broken.descriptor(2), HOST)

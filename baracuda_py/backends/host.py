@@ -18,7 +18,10 @@ __all__ = ["HostBackend"]
 
 @cache
 def _importable(module: str) -> bool:
-    return find_spec(module) is not None
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # the parent of a dotted name is missing; or the module has no spec
+        return False
 
 
 class _HostExecutable:

@@ -146,12 +146,14 @@ def _of_memory(case: Case, spec: TensorSpec, view: TensorRef) -> Iterator[Pertur
 
 def _overlaps(case: Case, call: Call) -> Iterator[Perturbation]:
     """Each output over each other tensor that is large enough to hold its first element, and over the workspace."""
-    for name in call.written:
+    for index, name in enumerate(call.written):
         mine = call.tensors[name]
         if mine is None or not mine.view.size:
             continue
         for other, memory in call.tensors.items():
-            if other != name and memory is not None and memory.view.size:
+            if other in call.written[: index + 1]:
+                continue  # two outputs are tried once: the error names the earlier one
+            if memory is not None and memory.view.size:
                 yield Perturbation(
                     name, "overlap", f"the memory of {other}", InvalidProblem, _over(case, mine.view, memory.view)
                 )

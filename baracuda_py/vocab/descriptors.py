@@ -23,28 +23,31 @@ Role = Literal["in", "constant", "out", "inout"]
 _SPEC = "baracuda_spec"
 
 
-def _to_ints(value: Any) -> Any:
-    if value is None:
+def _to_ints(value: Any, field: Any) -> Any:
+    if value is None and field.default is not attrs.NOTHING:
         return None
-    if isinstance(value, (tuple, list)):
-        return tuple(map(operator.index, value))
-    return operator.index(value)
+    try:
+        if isinstance(value, (tuple, list)):
+            return tuple(map(operator.index, value))
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{field.name} must be an int, or ints, not {value!r}") from None
 
 
 def int_field(*, default: Any = attrs.NOTHING) -> Any:
-    """A descriptor field of ints: one, a tuple of them, or None where the default is None or a knob may stay open.
+    """A descriptor field of ints: one, a tuple of them, or None where there is a default: a knob may stay open.
 
     Anything with `__index__` is taken; a float, however integral, is a TypeError.
     """
-    return attrs.field(default=default, converter=_to_ints)
+    return attrs.field(default=default, converter=attrs.Converter(_to_ints, takes_field=True))
 
 
-def _to_float(value: Any) -> float:
+def _to_float(value: Any, field: Any) -> float:
     if not isinstance(value, numbers.Real):
-        raise TypeError(f"must be a real number, not {value!r}")
+        raise TypeError(f"{field.name} must be a real number, not {value!r}")
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"must be finite, not {value!r}")
+        raise ValueError(f"{field.name} must be finite, not {value!r}")
     return number
 
 
@@ -53,7 +56,7 @@ def float_field(*, default: Any = attrs.NOTHING) -> Any:
 
     TypeError for anything else; ValueError for infinities and for NaN, which as part of a descriptor would equal none.
     """
-    return attrs.field(default=default, converter=_to_float)
+    return attrs.field(default=default, converter=attrs.Converter(_to_float, takes_field=True))
 
 
 def enum_field(enum: type[Enum], *, default: Any = attrs.NOTHING) -> Any:

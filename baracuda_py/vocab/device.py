@@ -101,6 +101,6 @@ def dry_device(arch: str) -> Device:
         known = ", ".join("sm_{}{}".format(*known) for known in _PARTS)
         raise Unsupported(
             "device", f"an architecture must be one of {known}", rule="device", value=arch,
-            fix="Pass None, 'host', an ordinal, a stream, an array's device, or one of these names",
+            fix="Pass None, 'host', 'cuda', 'cuda:1', an ordinal, a stream, an array, or one of these names",
         )  # fmt: skip
     return Device("cuda", None, capability, _PARTS[capability][0], name=arch)

@@ -73,6 +73,8 @@ def read_dlpack(source: Any, stream: int) -> DLPackTensor:
         capsule = source.__dlpack__(**keywords)
     if _is_valid(capsule, b"dltensor_versioned"):
         managed = _Versioned.from_address(_get_pointer(capsule, b"dltensor_versioned"))
+        if managed.major != 1:  # what follows the version may lie elsewhere
+            raise BufferError(f"DLPack {managed.major}.{managed.minor} was exported, not 1.x")
         tensor, read_only = managed.tensor, bool(managed.flags & 1)
     else:
         tensor, read_only = _DLTensor.from_address(_get_pointer(capsule, b"dltensor")), False

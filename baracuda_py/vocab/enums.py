@@ -717,6 +717,7 @@ class QuantizeKind(Discriminant):
     INT4_MARLIN_GEMM = 29
     INT4_GPTQ_GEMM = 30
     INT4_AWQ_DEQUANTIZE = 31
+    INT4_AWQ_REPACK = 32
 
 
 class GgufBlockFormat(Discriminant):

@@ -8,6 +8,7 @@ from functools import cached_property, total_ordering
 from typing import Any, TypeVar
 
 from attrs import asdict, field, fields, frozen
+from attrs.validators import instance_of, optional
 
 from baracuda_py.vocab.enums import (
     KIND_OF_CATEGORY,
@@ -47,12 +48,13 @@ class PrecisionGuarantee:
         batch_invariant: a row's bits do not depend on how many other rows there are.
     """
 
-    math_precision: MathPrecision | None = None
-    accumulator: ElementKind | None = None
-    partial_sums: ElementKind | None = None
-    bit_stable_on_same_hardware: bool | None = None
-    deterministic: bool | None = None
-    batch_invariant: bool | None = None
+    # The enums compare as ints: unchecked, ElementKind.F32 would pass for MathPrecision.TF32.
+    math_precision: MathPrecision | None = field(default=None, validator=optional(instance_of(MathPrecision)))
+    accumulator: ElementKind | None = field(default=None, validator=optional(instance_of(ElementKind)))
+    partial_sums: ElementKind | None = field(default=None, validator=optional(instance_of(ElementKind)))
+    bit_stable_on_same_hardware: bool | None = field(default=None, validator=optional(instance_of(bool)))
+    deterministic: bool | None = field(default=None, validator=optional(instance_of(bool)))
+    batch_invariant: bool | None = field(default=None, validator=optional(instance_of(bool)))
 
     @property
     def complete(self) -> bool:
@@ -91,6 +93,8 @@ class PrecisionGuarantee:
         if len(parts) != 4:
             raise ValueError(f"{token!r} is no guarantee token: it has {len(parts)} parts, not 4")
         enums = (MathPrecision, ElementKind, ElementKind)
+        if unknown := set(parts[3]) - set("sdbSDB0"):
+            raise ValueError(f"{token!r} is no guarantee token: {min(unknown)!r} is no flag")
         types = [None if part == "any" else _member(enum, part) for enum, part in zip(enums, parts, strict=False)]
         flags = {n: True if k in parts[3] else None if k.upper() in parts[3] else False for k, n in _FLAGS.items()}
         guarantee = cls(*types, **flags)  # type: ignore[arg-type]

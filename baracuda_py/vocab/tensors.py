@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Self
 
 from baracuda_py.errors import BufferTooSmall, InvalidProblem, Unsupported
@@ -82,7 +83,8 @@ class TensorRef:
             stream: the CUDA stream that will use it; DLPack producers (JAX) order their pending work before it.
 
         Raises:
-            Unsupported: not such an object, or a dtype that no ElementKind stands for.
+            Unsupported: not such an object, a dtype that no ElementKind stands for, or no plain strided memory (sparse,
+                masked, or a torch tensor whose negation or conjugation is pending).
             InvalidProblem: read-only memory for a TensorMut.
         """
         if isinstance(source, TensorRef):
@@ -90,11 +92,12 @@ class TensorRef:
                 raise _read_only(name)
             return source  # type: ignore[return-value]
         module = type(source).__module__
-        if module == "numpy" and hasattr(source, "ctypes"):  # a NumPy scalar has no memory of its own
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and isinstance(source, numpy.ndarray):
             view = cls._of_numpy(source, name)
         elif hasattr(source, "data_ptr") and hasattr(source, "stride"):
             view = cls._of_torch(source, name)
-        elif getattr(type(source), "__cuda_array_interface__", None) is not None and not module.startswith("jax"):
+        elif _offers_interface(source) and not module.startswith("jax"):
             view = cls._of_cuda_array_interface(source, name)
         elif hasattr(source, "__dlpack__"):
             view = cls._of_dlpack(source, name, stream)
@@ -110,6 +113,8 @@ class TensorRef:
 
     @classmethod
     def _of_numpy(cls, source: Any, name: str) -> Self:
+        if hasattr(source, "_mask"):
+            raise Unsupported(name, "an array must not be masked", rule="mask", got="a masked array")
         element = element_of_dtype(source.dtype)
         if element is None:
             raise _unknown_dtype(name, source.dtype)
@@ -129,9 +134,25 @@ class TensorRef:
         kind = source.device.type
         if kind not in ("cpu", "cuda"):
             raise Unsupported(name, "a tensor must lie in CPU or CUDA memory", rule="device", got=str(source.device))
+        if str(source.layout) != "torch.strided" or source.is_nested:
+            got = "a nested tensor" if source.is_nested else str(source.layout)
+            raise Unsupported(name, "a tensor must be strided", rule="layout", got=got, fix="Make it dense")
+        # The operation is pending: memory holds the numbers before it.
+        if source.is_neg() or source.is_conj():
+            raise Unsupported(
+                name, "a tensor's memory must hold its values", rule="pending sign",
+                got="a tensor whose negation or conjugation is pending",
+                fix="Pass tensor.resolve_neg().resolve_conj()",
+            )  # fmt: skip
+        try:
+            pointer = source.data_ptr()
+        except RuntimeError as error:  # wrappers without storage
+            raise Unsupported(
+                name, "a tensor must have memory", rule="storage", got=type(source).__name__, why=str(error)
+            ) from error
         device = source.device.index if kind == "cuda" else HOST_MEMORY
         return cls(
-            source.data_ptr(), tuple(source.shape), element,
+            pointer, tuple(source.shape), element,
             strides=source.stride(), device=device, owner=source,
         )  # fmt: skip
 
@@ -162,7 +183,13 @@ class TensorRef:
 
     @classmethod
     def _of_dlpack(cls, source: Any, name: str, stream: int) -> Self:
-        dl = read_dlpack(source, stream)
+        try:
+            dl = read_dlpack(source, stream)
+        except (BufferError, RuntimeError) as error:
+            raise Unsupported(
+                name, "an array's owner must export it by DLPack", rule="array",
+                got=type(source).__name__, why=str(error),
+            ) from error  # fmt: skip
         element = None if dl.lanes != 1 else element_of_dlpack(dl.code, dl.bits)
         if element is None:
             raise _unknown_dtype(name, f"DLPack type code {dl.code}, {dl.bits} bits x {dl.lanes} lanes")
@@ -219,7 +246,7 @@ class TensorRef:
         import numpy as np
 
         if isinstance(self.owner, np.ndarray) and self._shows_all_of(self.owner):
-            return self.owner
+            return np.asarray(self.owner)  # a subclass (np.matrix) may give the operators another meaning
         if self.device != HOST_MEMORY:
             raise TypeError("a view of device memory is no NumPy array")
         import ctypes
@@ -258,6 +285,13 @@ class TensorMut(TensorRef):
 # DLPack device types: True for memory a GPU kernel may address (CUDA, CUDA managed), False for host memory
 # (CPU, CUDA pinned host).
 _DLPACK_DEVICES = {1: False, 2: True, 3: False, 13: True}
+
+
+def _offers_interface(source: Any) -> bool:
+    """Whether it has `__cuda_array_interface__`; looked up without asking a property of the object, which may raise."""
+    if getattr(type(source), "__cuda_array_interface__", None) is not None:
+        return True
+    return "__cuda_array_interface__" in getattr(source, "__dict__", ())
 
 
 def _whole_strides(name: str, strides: tuple[int, ...], size: int) -> tuple[int, ...]:

@@ -6,16 +6,20 @@ import json
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import fuzz
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mutations import MUTATIONS, build, write
+from sparse_files import COMPRESSED, write_folder
 from whole_checkpoints import BASES, CONFIG, INDEX, join
 
 from baracuda_py import checkpoints
+from baracuda_py.checkpoints.headers import HEADER_LIMIT
 from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 
 REPORTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -191,3 +195,37 @@ def test_time_spent_in_patterns_of_a_configuration_is_bounded(tmp_path):
     with pytest.raises(CheckpointError, match="less than 2 s") as caught:
         opened.config.rule(name)
     assert (caught.value.file, caught.value.tensor) == (str(path / CONFIG), name)
+
+
+def test_a_packed_weight_of_another_type_is_refused_by_name(tmp_path):
+    parts = {"weight_packed": ("I16", [64, 8]), "weight_scale": ("F16", [64, 1]), "scaled_zeros": ("F16", [8, 8])}
+    opened = checkpoints.open(write_folder(tmp_path, {"a": parts}, COMPRESSED))
+    with pytest.raises(UnsupportedCheckpoint, match=r"I16 \[64, 8\]") as caught:
+        opened["a"]
+    assert caught.value.tensor == "a.weight_packed"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [np.inf, np.nan])
+def test_scales_that_are_no_numbers_are_refused_where_a_format_multiplies_them(tmp_path, scale):
+    path, _ = write(build(random.Random(0), [], BASES[0]), BASES[0], tmp_path)
+    assert BASES[0].format is checkpoints.PackedFormat.AWQ_GEMM
+    header = checkpoints.open(path).folder.tensors["model.layers.0.mlp.up_proj.scales"]
+    with header.file.open("r+b") as file:
+        file.seek(header.offset)
+        file.write(np.float16(scale).tobytes())
+    layer = checkpoints.open(path)["model.layers.0.mlp.up_proj"]
+    with pytest.raises(UnsupportedCheckpoint, match="finite"):
+        checkpoints.transcode(layer, checkpoints.PackedFormat.AWQ_GEMV_FAST, lossy=True)
+
+
+def test_a_header_of_zeros_is_refused_before_it_is_decoded(tmp_path):
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as opened:
+        opened.write(HEADER_LIMIT.to_bytes(8, "little") + b"{")
+        opened.truncate(8 + HEADER_LIMIT)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="JSON"):
+        checkpoints.open(file)
+    assert tracemalloc.get_traced_memory()[1] < 1.1 * HEADER_LIMIT
+    tracemalloc.stop()

@@ -15,7 +15,9 @@ OURS = {
     "BackendKind": {"HOST", "CCCL"},
     "ArchSku": {"HOST", "SM100A", "SM120A"},
     "LayoutSku": {"CRR"},
-    "QuantizeKind": {"INT4_AWQ_GEMM", "INT4_MARLIN_GEMM", "INT4_GPTQ_GEMM", "INT4_AWQ_DEQUANTIZE"},
+    "QuantizeKind": {
+        "INT4_AWQ_GEMM", "INT4_MARLIN_GEMM", "INT4_GPTQ_GEMM", "INT4_AWQ_DEQUANTIZE", "INT4_AWQ_REPACK",
+    },
 }
 
 

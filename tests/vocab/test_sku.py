@@ -136,3 +136,15 @@ def test_a_preference_takes_a_token_for_a_sku_and_refuses_the_wrong_types():
     for wrong in ({"prefer_backend": "host"}, {"max_workspace_bytes": 1.5}, {"require": "f32"}):
         with pytest.raises(TypeError):
             bp.PlanPreference(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"math_precision": ElementKind.F32}, {"accumulator": MathPrecision.F32},
+        {"partial_sums": 2}, {"deterministic": 1},
+    ],
+)
+def test_a_guarantee_takes_members_of_its_own_enums_only(wrong):
+    with pytest.raises(TypeError):
+        PrecisionGuarantee(**wrong)

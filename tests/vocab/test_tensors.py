@@ -213,3 +213,44 @@ def test_host_arrays_stay_where_they_are_and_empty_ones_have_the_dtype():
     made = empty((2, 3), ElementKind.BF16, "host")
     assert made.shape == (2, 3)
     assert made.dtype == ml_dtypes.bfloat16
+
+
+class Labelled(np.ndarray):
+    """A subclass, as packages for units or labels make."""
+
+
+def test_a_numpy_subclass_is_seen_as_the_plain_array_that_it_is():
+    array = np.arange(6).astype(ml_dtypes.bfloat16).reshape(2, 3)
+    for source in (array.view(Labelled), np.matrix(np.eye(2, dtype=np.float32))):
+        view = TensorRef.of(source)
+        assert (view.pointer, view.shape) == (source.ctypes.data, source.shape)
+        assert type(view.numpy()) is np.ndarray
+        assert np.shares_memory(view.numpy(), source)
+    with pytest.raises(Unsupported, match="masked"):
+        TensorRef.of(np.ma.masked_array([1.0, 2.0], mask=[0, 1]))
+
+
+def test_an_interface_may_sit_on_the_object():
+    class Holder:
+        pass
+
+    holder = Holder()
+    holder.__cuda_array_interface__ = {"shape": (2,), "typestr": "<f4", "data": (4096, False), "version": 3}
+    assert TensorRef.of(holder).pointer == 4096
+
+
+def test_an_export_that_fails_is_refused_by_name():
+    class Broken(DLPackOnly):
+        def __dlpack__(self, **_):
+            raise BufferError("not today")
+
+    with pytest.raises(Unsupported, match=r"x: .*not today"):
+        TensorRef.of(Broken(np.zeros(2), versioned=True), "x")
+
+
+@pytest.mark.parametrize("form", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
+def test_a_tensor_that_is_not_strided_is_refused(form):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(Unsupported) as refused:
+        TensorRef.of(getattr(torch.eye(4), form)())
+    assert refused.value.rule == "layout"

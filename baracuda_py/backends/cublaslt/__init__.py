@@ -162,7 +162,7 @@ class CublasLtBackend:
         """Have the library choose an algorithm for contiguous operands; KernelInternal when it has none."""
         problem = MatmulProblem(**code.problem(descriptor))
         context = self._cuda.context(device)
-        with context.current():
+        with context.relaxed():
             library, handle = self._open(device, where)
             return CublasLtExecutable(library, handle, context, problem, names, where)
 

@@ -111,7 +111,7 @@ class CudaBackend:
         """Load what the launches need, so that the first run allocates and compiles nothing."""
         context = self.context(device)
         launches = code.launches(descriptor, device)
-        with context.current():
+        with context.relaxed():
             functions = [self.modules.function(context, code, launch, where) for launch in launches]
         return CudaExecutable(self.driver, context, names, launches, functions)
 

@@ -65,6 +65,20 @@ class Context:
             if pushed:
                 self.leave()
 
+    @contextmanager
+    def relaxed(self) -> Iterator[None]:
+        """Like `current`, for calls that a CUDA graph has no part of but whose mere presence would end its capture.
+
+        They are what allocates, frees and loads; a garbage collector may come to free memory at any time.
+        """
+        mode = self._driver.api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        with self.current():
+            before = self._driver.call("cuThreadExchangeStreamCaptureMode", mode)
+            try:
+                yield
+            finally:
+                self._driver.call("cuThreadExchangeStreamCaptureMode", before)
+
 
 class Contexts:
     """The contexts of a process, made as they are asked for."""

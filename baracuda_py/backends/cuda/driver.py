@@ -35,6 +35,10 @@ _ADVICE = {
         "libnvidia-ptxjitcompiler is missing",
         "Install the whole driver; in a container, expose the 'compute' and 'utility' capabilities",
     ),
+    "CUDA_ERROR_NOT_INITIALIZED": (
+        "this process was forked from one that had used CUDA already",
+        "Start it by multiprocessing's 'spawn' or 'forkserver', or fork before anything looks for a GPU",
+    ),
     "CUDA_ERROR_NO_DEVICE": ("the driver sees no GPU", "Check nvidia-smi and CUDA_VISIBLE_DEVICES"),
     "CUDA_ERROR_INVALID_DEVICE": ("there is no GPU with that ordinal", "Check CUDA_VISIBLE_DEVICES"),
     "CUDA_ERROR_OUT_OF_MEMORY": ("the GPU's memory is full", "Free some, or use a smaller problem"),

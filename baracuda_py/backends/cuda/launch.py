@@ -11,7 +11,7 @@ import ctypes
 import struct
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from attrs import frozen
@@ -77,7 +77,7 @@ def _source(part: int | Pointer | Stride, names: tuple[str, ...]) -> str:
     return str(part & _MASK)
 
 
-@cache
+@lru_cache(maxsize=1024)  # sizes are compiled in, so that every descriptor has its own: not to be kept for ever
 def _packer(parts: tuple[int | Pointer | Stride, ...], names: tuple[str, ...]) -> Callable[..., None]:
     """A function `(buffer, operands, workspace)` that fills the slots: compiled, as attrs compiles its methods."""
     values = ", ".join(_source(part, names) for part in parts)

@@ -48,5 +48,5 @@ def current_stream(owner: Any, ordinal: int) -> int:
         raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
         return int(raw(ordinal) if raw is not None else torch.cuda.current_stream(ordinal).cuda_stream)
     if framework == "cupy":
-        return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+        return int(sys.modules["cupy"].cuda.get_current_stream(ordinal).ptr)
     return 0

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from baracuda_py.ops.quantize import awq_dequantize, awq_gemm
+from baracuda_py.ops.quantize import awq_dequantize, awq_gemm, awq_repack
 
-OPS = (awq_dequantize.OP, awq_gemm.OP)
+OPS = (awq_dequantize.OP, awq_gemm.OP, awq_repack.OP)

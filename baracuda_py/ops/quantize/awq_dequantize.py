@@ -69,9 +69,7 @@ class Int4AwqDequantizeDescriptor:
     @property
     def weight_shape(self) -> tuple[int, int]:
         """Shape of `weight_packed`, in 32-bit words."""
-        if self.weight_layout is AwqWeightLayout.OC_MAJOR:
-            return self.oc, self.ic // 8
-        return self.ic, self.oc // 8
+        return self.weight_layout.weight_shape(self.ic, self.oc)
 
     @property
     def output_shape(self) -> tuple[int, int]:

@@ -44,6 +44,10 @@ class AwqWeightLayout(Enum):
     OC_MAJOR = "oc_major"  # baracuda's: a row of words an output channel
     HF_GEMM = "hf_gemm"  # what Hugging Face *-AWQ checkpoints hold: a row of words an input channel
 
+    def weight_shape(self, ic: int, oc: int) -> tuple[int, int]:
+        """Shape of packed (ic, oc) weights, in 32-bit words."""
+        return (oc, ic // 8) if self is AwqWeightLayout.OC_MAJOR else (ic, oc // 8)
+
 
 @descriptor
 class Int4AwqGemmDescriptor:
@@ -97,9 +101,7 @@ class Int4AwqGemmDescriptor:
     @property
     def weight_shape(self) -> tuple[int, int]:
         """Shape of `weight_packed`, in 32-bit words."""
-        if self.weight_layout is AwqWeightLayout.OC_MAJOR:
-            return self.oc, self.ic // 8
-        return self.ic, self.oc // 8
+        return self.weight_layout.weight_shape(self.ic, self.oc)
 
     @property
     def scales_kind(self) -> ElementKind:

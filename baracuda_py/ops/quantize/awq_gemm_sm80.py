@@ -233,6 +233,7 @@ _TILE_LIMITS = (
     at_most("m", _INT, why=_WHY_INT),
     at_most("outputs", 128 * 128 << 30, why="a grid has at most 2^31 blocks"),
 )
+_GRID_Z = (1 << 16) - 1  # blocks of a grid along z, where the splits lie
 _LIMITS = (at_most("ic", _INT, why=_WHY_INT), at_most("oc", _INT, why=_WHY_INT))
 
 
@@ -250,6 +251,7 @@ def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
                 one_of("group_size", (64, 128), why="baracuda's contract", fix="The tile kernel serves every group"),
                 multiple_of("oc", 64, why="baracuda's contract", fix="The tile kernel serves every oc % 8 == 0"),
                 multiple_of("ic", "32 * split_k_iters", why="each split takes whole steps of 32 input channels"),
+                at_most("split_k_iters", _GRID_Z, why="a grid is that deep"),
                 *_TILE_LIMITS,
             ),
             _splitk_launches, _splitk_cost, _splitk_workspace, "baracuda's contract, split_k_iters as asked",

@@ -11,13 +11,15 @@ scales are (groups, oc) in both; a group size of -1 is one group of all ic rows.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["dequantize_reference", "gemm_reference", "unpack_hf_gemm", "unpack_natural"]
+__all__ = ["dequantize_reference", "gemm_reference", "repack_reference", "unpack_hf_gemm", "unpack_natural"]
 
+_HF_NIBBLE_OF_COLUMN = (0, 4, 1, 5, 2, 6, 3, 7)
 EPILOGUES = ("identity", "bias", "bias_relu", "bias_gelu", "bias_silu")
 
 
@@ -31,10 +33,9 @@ def unpack_natural(words: NDArray[Any], columns: int) -> NDArray[np.int64]:
 
 def unpack_hf_gemm(words: NDArray[Any], columns: int) -> NDArray[np.int64]:
     """Nibbles (rows, columns) of int32 words (rows, columns / 8) in AutoAWQ's interleaved order."""
-    nibble_of_column = (0, 4, 1, 5, 2, 6, 3, 7)
     nibbles = np.empty((words.shape[0], columns), dtype=np.int64)
     for column in range(columns):
-        nibbles[:, column] = (words[:, column // 8] >> (4 * nibble_of_column[column % 8])) & 15
+        nibbles[:, column] = (words[:, column // 8] >> (4 * _HF_NIBBLE_OF_COLUMN[column % 8])) & 15
     return nibbles
 
 
@@ -42,22 +43,46 @@ def dequantize_reference(
     weight_packed: NDArray[Any], scales: NDArray[Any], zeros: NDArray[Any], *, layout: str, group_size: int
 ) -> NDArray[np.float64]:
     """The weights (ic, oc) in float64, not rounded."""
-    groups, oc = scales.shape
-    if layout == "oc_major":
-        ic = weight_packed.shape[1] * 8
-        q = unpack_natural(weight_packed, ic).T
-        z = unpack_natural(zeros, oc)
-    elif layout == "hf_gemm":
-        ic = weight_packed.shape[0]
-        q = unpack_hf_gemm(weight_packed, oc)
-        z = unpack_hf_gemm(zeros, oc)
-    else:
-        raise ValueError(f"layout must be 'oc_major' or 'hf_gemm' (got {layout!r})")
+    q, z = _unpacked(weight_packed, zeros, layout)
+    groups, ic = len(scales), len(q)
     rows_per_group = ic if group_size == -1 else group_size
     if groups * rows_per_group != ic:
         raise ValueError(f"scales must have {ic} / {rows_per_group} rows (got {groups})")
     group_of_row = np.arange(ic) // rows_per_group
     return (q - z[group_of_row]) * scales.astype(np.float64)[group_of_row]
+
+
+def _unpacked(
+    weight_packed: NDArray[Any], zeros: NDArray[Any], layout: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The nibbles (ic, oc) of the weights and (groups, oc) of the zero points."""
+    oc = zeros.shape[1] * 8
+    if layout == "oc_major":
+        return unpack_natural(weight_packed, weight_packed.shape[1] * 8).T, unpack_natural(zeros, oc)
+    if layout == "hf_gemm":
+        return unpack_hf_gemm(weight_packed, oc), unpack_hf_gemm(zeros, oc)
+    raise ValueError(f"layout must be 'oc_major' or 'hf_gemm' (got {layout!r})")
+
+
+def repack_reference(
+    weight_packed: NDArray[Any], zeros: NDArray[Any], *, source: str, target: str
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Weights and zero points of the layout `source`, as the layout `target` has them."""
+    q, z = _unpacked(weight_packed, zeros, source)
+    if target == "oc_major":
+        return _packed(q.T, range(8)), _packed(z, range(8))
+    if target == "hf_gemm":
+        return _packed(q, _HF_NIBBLE_OF_COLUMN), _packed(z, _HF_NIBBLE_OF_COLUMN)
+    raise ValueError(f"layout must be 'oc_major' or 'hf_gemm' (got {target!r})")
+
+
+def _packed(nibbles: NDArray[np.int64], nibble_of_column: Sequence[int]) -> NDArray[np.int32]:
+    """int32 words (rows, columns / 8) of nibbles (rows, columns)."""
+    rows, columns = nibbles.shape
+    words = np.zeros((rows, columns // 8), dtype=np.int64)
+    for column in range(columns):
+        words[:, column // 8] |= nibbles[:, column] << (4 * nibble_of_column[column % 8])
+    return words.astype(np.uint32).view(np.int32)
 
 
 def gemm_reference(

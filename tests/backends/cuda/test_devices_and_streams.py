@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cuda.bindings import driver as cuda
 
 import baracuda_py as bp
+from baracuda_py.backends.cuda.streams import current_stream
 from baracuda_py.errors import DriverError, InvalidProblem, Unsupported
 
 
@@ -114,6 +117,20 @@ def test_no_stream_means_torchs_current_one_on_the_plans_device_at_each_call(stu
                     plan.run(None, workspace, args)
                     bound()
                 assert streams_of(calls) == [handle] * 4
+
+
+def test_no_stream_means_cupys_current_one_on_the_plans_device_whichever_device_is_current() -> None:
+    asked = []
+
+    def get_current_stream(device_id: int = -1) -> Any:
+        asked.append(device_id)
+        return SimpleNamespace(ptr=0x70 + device_id)
+
+    array = type("ndarray", (), {"__module__": "cupy"})()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(get_current_stream=get_current_stream)))
+        assert current_stream(array, 1) == 0x71
+    assert asked == [1]
 
 
 @pytest.mark.stub(devices=2)

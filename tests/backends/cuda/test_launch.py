@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import Any
 
@@ -101,6 +102,23 @@ def test_runs_and_bound_calls_can_be_captured(stub: Any) -> None:
     assert [call["captured"] for call in stub.calls("cuLaunchKernel")] == [1] * 4
     # A capture forbids allocation and synchronisation: the stub would have failed them.
     assert int(cuda.cuMemAlloc(16)[0]) == 900
+    stub.kit.check(cuda.cuStreamEndCapture(stream))
+
+
+def test_what_is_loaded_allocated_or_freed_during_a_capture_does_not_end_it(stub: Any) -> None:
+    args = stub.args()
+    garbage = bp.empty((4,), bp.ElementKind.F32)
+    stub.kit.check((*cuda.cuCtxPushCurrent(stub.primary(0)), None))
+    stream = stub.kit.check(cuda.cuStreamCreate(0))
+    stub.kit.check((*cuda.cuStreamBeginCapture(stream, cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL), None))
+    del garbage
+    gc.collect()
+    plan = stub.plan()
+    workspace = bp.allocate_workspace(plan)
+    plan.run(int(stream), workspace, args)
+    assert [call["captured"] for call in stub.calls("cuLaunchKernel")] == [1] * 2
+    assert len(stub.calls("cuMemFree")) == 1
+    assert int(cuda.cuMemAlloc(16)[0]) == 900, "the thread's own mode is back"
     stub.kit.check(cuda.cuStreamEndCapture(stream))
 
 

@@ -236,6 +236,9 @@ class EmulatedDriver:
     def cuStreamSynchronize(self, stream: int) -> Any:
         return (_SUCCESS,)
 
+    def cuThreadExchangeStreamCaptureMode(self, mode: Any) -> Any:
+        return _SUCCESS, mode
+
     def cuStreamBeginCapture(self, stream: int, mode: Any) -> Any:
         self._streams[stream] = []
         return (_SUCCESS,)

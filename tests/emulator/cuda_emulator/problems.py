@@ -30,6 +30,13 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
         *(bp.Int4AwqGemmDescriptor(3, 2304, 136, group, None, layout) for group in (128, 64, 32) for layout in _BOTH),
         *(bp.Int4AwqGemmDescriptor(8, 2080, 72, -1, None, layout, bp.ElementKind.BF16) for layout in _BOTH),
     ),
+    "int4_awq_repack": (
+        # Several tiles each way, the last ones ragged; rows of 33 words lie at no multiples of 16 bytes.
+        *(bp.Int4AwqRepackDescriptor(544, 288, 32, *layouts) for layouts in (_BOTH, _BOTH[::-1])),
+        *(bp.Int4AwqRepackDescriptor(288, 264, -1, *layouts) for layouts in (_BOTH, _BOTH[::-1])),
+        # A group's zero points take more than one block.
+        *(bp.Int4AwqRepackDescriptor(32, 2056, 32, *layouts) for layouts in (_BOTH, _BOTH[::-1])),
+    ),
     "softmax": (
         # Several threads share a slice that is not innermost.
         *(

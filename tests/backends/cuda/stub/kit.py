@@ -205,6 +205,8 @@ class TorchTensor:
     """As a torch.Tensor in CUDA memory."""
 
     __module__ = "torch"
+    layout = "torch.strided"
+    is_nested = False
 
     def __init__(
         self, pointer: int, shape: tuple[int, ...], stride: tuple[int, ...], dtype: Any = torch_float16, index: int = 0
@@ -222,6 +224,12 @@ class TorchTensor:
     def stride(self) -> tuple[int, ...]:
         """Strides in elements."""
         return self._stride
+
+    def is_neg(self) -> bool:
+        """Whether a negation is pending."""
+        return False
+
+    is_conj = is_neg
 
 
 def fake_torch(streams: dict[int, int]) -> ModuleType:

@@ -36,6 +36,7 @@ enum {
 };
 enum { MAX_DEVICES = 8, MAX_PARAMETERS = 64, STACK = 32, STATIC_LIMIT = 48 * 1024, OPTIN_LIMIT = 227 * 1024 };
 enum { ATTRIBUTE_SHARED_SIZE = 1, ATTRIBUTE_MAX_DYNAMIC_SHARED = 8 };  /* CUfunction_attribute */
+enum { RELAXED = 2 };                                                  /* CUstreamCaptureMode */
 enum { JIT_ERROR_LOG_BUFFER = 5, JIT_ERROR_LOG_BUFFER_SIZE = 6 };      /* CUjit_option */
 
 typedef struct { int device, id, retained; } Context;
@@ -53,7 +54,7 @@ static Allocation *allocations;
 static char fail_call[64];
 static int fail_result, fail_after;
 static __thread Context *stack[STACK];
-static __thread int depth, captures;
+static __thread int depth, captures, capture_mode; /* CU_STREAM_CAPTURE_MODE_GLOBAL */
 
 __attribute__((visibility("default"))) void stub_fail(const char *spec) {
   pthread_mutex_lock(&lock);
@@ -176,7 +177,7 @@ API cuCtxSynchronize(void) { ENTER(""); REQUIRE(!captures, CAPTURE_UNSUPPORTED);
 API cuMemAlloc(CUdeviceptr *out, size_t nbytes) {
   ENTER(", \"nbytes\": %zu", nbytes);
   REQUIRE(current(), INVALID_CONTEXT);
-  REQUIRE(!captures, CAPTURE_UNSUPPORTED);
+  REQUIRE(!captures || capture_mode == RELAXED, CAPTURE_UNSUPPORTED);
   REQUIRE(nbytes, INVALID_VALUE);
   REQUIRE(nbytes < (size_t)1 << 40, OUT_OF_MEMORY);
   Allocation *made = calloc(1, sizeof *made);
@@ -190,6 +191,7 @@ API cuMemAlloc(CUdeviceptr *out, size_t nbytes) {
 API cuMemFree(CUdeviceptr pointer) {
   ENTER(", \"pointer\": %llu", pointer);
   REQUIRE(current(), INVALID_CONTEXT);
+  REQUIRE(!captures || capture_mode == RELAXED, CAPTURE_UNSUPPORTED);
   CUresult result = INVALID_VALUE;
   pthread_mutex_lock(&lock);
   for (Allocation **at = &allocations; *at; at = &(*at)->next)
@@ -253,6 +255,12 @@ API cuStreamSynchronize(Stream *stream) {
   REQUIRE(!captures, CAPTURE_UNSUPPORTED);
   return current() ? 0 : INVALID_CONTEXT;
 }
+API cuThreadExchangeStreamCaptureMode(int *mode) {
+  ENTER(", \"mode\": %d", *mode);
+  int before = capture_mode;
+  capture_mode = *mode, *mode = before;
+  return 0;
+}
 API cuStreamBeginCapture(Stream *stream, int mode) {
   ENTER(", \"mode\": %d", mode);
   REQUIRE((uintptr_t)stream > 2 && !stream->capturing, CAPTURE_UNSUPPORTED);
@@ -275,6 +283,7 @@ API cuLibraryLoadData(Library **out, const void *code, int *jit, void **jit_valu
                       void **values, unsigned count) {
   ENTER(", \"nbytes\": %zu", strlen(code));
   (void)options, (void)values, (void)count;
+  REQUIRE(!captures || capture_mode == RELAXED, CAPTURE_UNSUPPORTED);
   REQUIRE(strstr(code, ".version"), INVALID_IMAGE);
   Library *library = calloc(1, sizeof *library);
   library->text = strdup(code);
@@ -374,7 +383,7 @@ static const struct { const char *name; void *function; } table[] = {
   ENTRY(cuCtxSetCurrent), ENTRY(cuCtxPushCurrent), ENTRY(cuCtxPopCurrent), ENTRY(cuCtxGetDevice),
   ENTRY(cuCtxSynchronize), ENTRY(cuMemAlloc), ENTRY(cuMemFree), ENTRY(cuMemcpyHtoD), ENTRY(cuMemcpyDtoH),
   ENTRY(cuStreamCreate), ENTRY(cuStreamGetCtx), ENTRY(cuStreamSynchronize), ENTRY(cuStreamBeginCapture),
-  ENTRY(cuStreamEndCapture), ENTRY(cuLibraryLoadData), ENTRY(cuLibraryGetKernel), ENTRY(cuKernelGetFunction),
+  ENTRY(cuStreamEndCapture), ENTRY(cuThreadExchangeStreamCaptureMode), ENTRY(cuLibraryLoadData), ENTRY(cuLibraryGetKernel), ENTRY(cuKernelGetFunction),
   ENTRY(cuFuncGetAttribute), ENTRY(cuFuncSetAttribute), ENTRY(cuLaunchKernel),
 };
 API cuGetProcAddress_v2(const char *symbol, void **out, int wanted, uint64_t flags, int *found) {
