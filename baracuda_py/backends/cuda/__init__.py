@@ -29,8 +29,10 @@ class CudaBackend:
     name = "cuda"
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._no_gpu: bool | None = None
+        self._contexts: Contexts | None = None
+        self._modules: ModuleCache | None = None
 
     @cached_property
     def driver(self) -> Driver:
@@ -40,15 +42,22 @@ class CudaBackend:
             raise copy(found)  # each raise adds to its traceback, and this one is kept
         return found
 
-    @cached_property
+    # Threads must share one of each: functools.cached_property, from Python 3.12 on, may make one a thread.
+    @property
     def contexts(self) -> Contexts:
         """Contexts of this process."""
-        return Contexts(self.driver)
+        if self._contexts is None:
+            with self._lock:
+                self._contexts = self._contexts or Contexts(self.driver)
+        return self._contexts
 
-    @cached_property
+    @property
     def modules(self) -> ModuleCache:
         """Loaded PTX."""
-        return ModuleCache(self.driver)
+        if self._modules is None:
+            with self._lock:
+                self._modules = self._modules or ModuleCache(self.driver)
+        return self._modules
 
     def problem(self) -> DriverError | None:
         """Why this machine has no GPU to use; None when it has one."""

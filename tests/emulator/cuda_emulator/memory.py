@@ -81,13 +81,12 @@ class Memory:
 
     def holds(self, pointer: int, nbytes: int) -> bool:
         """Whether these bytes lie in one allocation."""
-        return any(
-            one.pointer <= pointer and pointer + nbytes <= one.pointer + one.nbytes for one in self._by_pointer.values()
-        )
+        allocations = tuple(self._by_pointer.values())  # the garbage collector may free some meanwhile
+        return any(one.pointer <= pointer and pointer + nbytes <= one.pointer + one.nbytes for one in allocations)
 
     def describe(self, address: int) -> str:
         """Where an address lies, seen from the allocation in whose mapping it is."""
-        inside = (one for one in self._by_pointer.values() if one.base <= address < one.base + one.mapped_nbytes)
+        inside = (one for one in tuple(self._by_pointer.values()) if one.base <= address < one.base + one.mapped_nbytes)
         near = next(inside, None)
         if near is None:
             return "far from all device memory"
