@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
+from baracuda_py.alike import Alike, Argument
 from baracuda_py.errors import BaracudaError, InvalidProblem, MisalignedOperand
 from baracuda_py.vocab.descriptors import TensorSpec
 from baracuda_py.vocab.device import Device
@@ -21,9 +22,9 @@ __all__ = ["OperandChecker"]
 
 
 class _Slot:
-    """One argument: what it must be, and the last torch tensor's metadata that passed every check but the address."""
+    """One argument: what it must be."""
 
-    __slots__ = ("accepted", "alignment", "elements", "kind", "name", "needed", "shape", "spec", "strides", "written")
+    __slots__ = ("alignment", "elements", "kind", "name", "needed", "shape", "spec", "strides", "written")
 
     def __init__(self, spec: TensorSpec, descriptor: Any, alignment: int) -> None:
         self.spec = spec
@@ -35,27 +36,6 @@ class _Slot:
         self.shape = spec.shape_on(descriptor) if self.needed else ()
         self.strides = spec.strides
         self.alignment = max(alignment, bits_of(self.elements[0]) // 8) if self.needed else 1
-        self.accepted: _Accepted | None = None
-
-
-class _Accepted:
-    """Metadata of a tensor that passed, so that the next one like it needs its address checked and no more.
-
-    It holds the tensor's type and a view without owner: plans are kept, and must not keep memory alive.
-    """
-
-    __slots__ = ("contiguous", "device", "dtype", "high", "low", "shape", "strides", "type", "view")
-
-    def __init__(self, kind: type[TensorRef], source: Any, view: TensorRef) -> None:
-        self.type = type(source)
-        self.dtype = source.dtype
-        self.shape = source.shape
-        self.strides = source.stride()
-        self.device = source.device
-        self.contiguous = view.contiguous  # then no half of a complex tensor, which is what may carry a pending sign
-        self.view = _moved(kind, view, view.pointer, None)
-        low, high = view.extent
-        self.low, self.high = low - view.pointer, high - view.pointer
 
 
 class OperandChecker:
@@ -68,6 +48,10 @@ class OperandChecker:
         alignment: bytes, by argument name, beyond the element's own size.
         device: where the plan runs.
         workspace_size: bytes of the workspace that the plan uses.
+
+    Attributes:
+        names: the arguments, in order.
+        alike: the last call of torch tensors that passed, for the next one to be compared with.
     """
 
     def __init__(
@@ -87,33 +71,35 @@ class OperandChecker:
         self._written = [index for index, slot in enumerate(self._slots) if slot.written]
         self._arguments = attrgetter(*(slot.name for slot in self._slots), "__class__")  # a tuple, even of one argument
         self.names = tuple(slot.name for slot in self._slots)
+        self.alike: Alike | None = None
 
     def views(self, args: Any, workspace: Workspace, stream: int) -> list[TensorRef | None]:
         """Views of `args` in spec order, None for absent ones; raises the error of the first broken rule."""
+        alike = self.alike
+        if alike is not None:
+            addresses = alike.addresses(args, workspace.pointer, workspace.pointer + self._workspace_size)
+            if addresses is not None:
+                return [
+                    None if view is None else view.moved(address, source)
+                    for view, address, source in zip(alike.views, addresses, self._arguments(args), strict=False)
+                ]
+        sources = self._arguments(args)[:-1]
+        views = self._checked(sources, workspace, stream)
+        if all(view is None or _of_torch(source, view) for source, view in zip(sources, views, strict=True)):
+            forms = [
+                Argument(slot.name, view is not None, slot.written, slot.alignment, view is None or view.contiguous)
+                for slot, view in zip(self._slots, views, strict=True)
+            ]
+            self.alike = Alike(forms, sources, views)
+        return views
+
+    def _checked(self, sources: tuple[Any, ...], workspace: Workspace, stream: int) -> list[TensorRef | None]:
         views: list[TensorRef | None] = []
         extents: list[tuple[int, int]] = []
         start = workspace.pointer
         end = start + min(workspace.nbytes, self._workspace_size)
         lent = None  # an argument that lies in the workspace
-        for slot, source in zip(self._slots, self._arguments(args), strict=False):
-            accepted = slot.accepted
-            if (
-                accepted is not None
-                and type(source) is accepted.type
-                and source.dtype is accepted.dtype
-                and source.shape == accepted.shape
-                and source.stride() == accepted.strides
-                and source.device == accepted.device
-                and (accepted.contiguous or not source.is_neg())
-            ):
-                pointer = source.data_ptr()
-                if pointer and pointer % slot.alignment == 0:
-                    views.append(_moved(slot.kind, accepted.view, pointer, source))
-                    low, high = pointer + accepted.low, pointer + accepted.high
-                    extents.append((low, high))
-                    if low < end and start < high:
-                        lent = slot
-                    continue
+        for slot, source in zip(self._slots, sources, strict=True):
             view = self._view(slot, source, stream)
             views.append(view)
             low, high = (0, 0) if view is None else view.extent
@@ -141,8 +127,6 @@ class OperandChecker:
             raise self._error(slot, "presence", "must be given for this descriptor", got="None")
         view = slot.kind.of(source, f"{self._where}: {slot.name}", stream)
         self._check(slot, view)
-        if view.owner is source and hasattr(source, "data_ptr") and view.size:
-            slot.accepted = _Accepted(slot.kind, source, view)
         return view
 
     def _check(self, slot: _Slot, view: TensorRef) -> None:
@@ -216,16 +200,9 @@ class OperandChecker:
         )  # fmt: skip
 
 
-def _moved(kind: type[TensorRef], view: TensorRef, pointer: int, owner: Any) -> TensorRef:
-    """`view` at another address, without the constructor's checks."""
-    moved = kind.__new__(kind)
-    moved.pointer = pointer
-    moved.shape = view.shape
-    moved.strides = view.strides
-    moved.element = view.element
-    moved.device = view.device
-    moved.owner = owner
-    return moved
+def _of_torch(source: Any, view: TensorRef) -> bool:
+    """Whether a view is of a torch tensor that has elements."""
+    return view.owner is source and hasattr(source, "data_ptr") and view.size > 0
 
 
 def _distinct(view: TensorRef) -> bool:

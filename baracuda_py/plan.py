@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from baracuda_py.errors import InvalidProblem, MisalignedOperand, Unsupported, WorkspaceTooSmall
 from baracuda_py.operands import OperandChecker
 from baracuda_py.registry import Explanation, Kernel, Op, Registry, Selection
-from baracuda_py.vocab.code import Executable, Launch, PtxCode
+from baracuda_py.vocab.code import Executable, Launch, PtxCode, RelocatableExecutable
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import PlanPreference, Workspace
 from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
@@ -35,7 +35,8 @@ class Plan:
     op: ClassVar[Op]
 
     __slots__ = (
-        "_checker", "_executable", "_selection", "descriptor", "device", "kernel", "launches", "workspace_size",
+        "_checker", "_executable", "_run_at", "_selection", "descriptor", "device", "kernel", "launches",
+        "workspace_size",
     )  # fmt: skip
 
     def __init__(self, selection: Selection) -> None:
@@ -50,6 +51,7 @@ class Plan:
             op.name, op.specs, self.descriptor, self.kernel.alignment, self.device, self.workspace_size
         )
         self._executable: Executable | None = None
+        self._run_at: Callable[..., None] | None = None
         self.launches: tuple[Launch, ...] = ()
         if empty:
             return
@@ -59,6 +61,8 @@ class Plan:
                 code, self.descriptor, self.device, self._checker.names, where
             )
             self.launches = self._executable.launches
+            if isinstance(self._executable, RelocatableExecutable):
+                self._run_at = self._executable.run_at
         elif isinstance(code, PtxCode):
             self.launches = code.launches(self.descriptor, self.device)
 
@@ -126,6 +130,14 @@ class Plan:
             as `can_implement`; WorkspaceTooSmall; MisalignedOperand for the workspace; Unsupported for a dry-run plan;
             DriverError when the launch fails.
         """
+        alike = self._checker.alike
+        if alike is not None and self._run_at is not None:
+            self._check_ready(workspace)
+            start = workspace.pointer
+            addresses = alike.addresses(args, start, start + self.workspace_size)
+            if addresses is not None:
+                self._run_at(self._handle(stream, args), start, addresses, alike.views)
+                return
         executable, handle, views = self._ready(stream, workspace, args)
         if executable is not None:
             executable.run(handle, workspace.pointer, views)
@@ -157,17 +169,15 @@ class Plan:
                 )  # fmt: skip
             self._views(args, workspace, 0)
             return None, 0, []
-        if not isinstance(workspace, Workspace):
-            raise InvalidProblem(
-                self.op.name, "a workspace must be a Workspace", rule="workspace", got=type(workspace).__name__,
-                fix="Pass Workspace.NONE, Workspace.borrowed(buffer) or allocate_workspace(plan)",
-            )  # fmt: skip
-        if workspace.nbytes < self.workspace_size:
-            raise WorkspaceTooSmall(self.op.name, self.workspace_size, workspace.nbytes)
-        if self.workspace_size:
-            self._check_workspace(workspace)
-        handle = stream if type(stream) is int else executable.stream_handle(stream, _first(args))
+        self._check_ready(workspace)
+        handle = self._handle(stream, args)
         return executable, handle, self._views(args, workspace, handle)
+
+    def _handle(self, stream: Any, args: Any) -> int:
+        if type(stream) is int:
+            return stream
+        assert self._executable is not None
+        return self._executable.stream_handle(stream, _first(args))
 
     def _views(self, args: Any, workspace: Workspace, stream: int) -> list[TensorRef | None]:
         if type(args) is not self.op.args:
@@ -175,6 +185,17 @@ class Plan:
                 self.op.name, f"args must be {self.op.args.__name__}", rule="args", got=type(args).__name__
             )
         return self._checker.views(args, workspace, stream)
+
+    def _check_ready(self, workspace: Workspace) -> None:
+        if not isinstance(workspace, Workspace):
+            raise InvalidProblem(
+                self.op.name, "a workspace must be a Workspace", rule="workspace", got=type(workspace).__name__,
+                fix="Pass Workspace.NONE, Workspace.borrowed(buffer) or allocate_workspace(plan)",
+            )  # fmt: skip
+        if self.workspace_size:
+            if workspace.nbytes < self.workspace_size:
+                raise WorkspaceTooSmall(self.op.name, self.workspace_size, workspace.nbytes)
+            self._check_workspace(workspace)
 
     def _check_workspace(self, workspace: Workspace) -> None:
         if not workspace.pointer:

@@ -28,6 +28,7 @@ __all__ = [
     "LibraryCode",
     "Pointer",
     "PtxCode",
+    "RelocatableExecutable",
     "Stride",
     "f32",
 ]
@@ -148,6 +149,16 @@ class Executable(Protocol):
         self, stream: int | None, workspace: Workspace, operands: Sequence[TensorRef | None]
     ) -> Callable[[], None]:
         """A callable that enqueues just this run, packed beforehand; stream None: the current one at each call."""
+
+
+@runtime_checkable
+class RelocatableExecutable(Executable, Protocol):
+    """One that needs no view of an operand that differs from an earlier one in its address alone."""
+
+    def run_at(
+        self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
+    ) -> None:
+        """As `run` with `operands`, of which only `addresses` (0 for absent ones) says where they lie."""
 
 
 @runtime_checkable

@@ -73,6 +73,17 @@ class TensorRef:
         if nbytes is not None and self.span_bytes > nbytes:
             raise BufferTooSmall("tensor", self.span_bytes, nbytes)
 
+    def moved(self, pointer: int, owner: Any) -> TensorRef:
+        """The same view of memory elsewhere."""
+        made = object.__new__(TensorMut if self.writable else TensorRef)
+        made.pointer = pointer
+        made.shape = self.shape
+        made.strides = self.strides
+        made.element = self.element
+        made.device = self.device
+        made.owner = owner
+        return made
+
     @classmethod
     def of(cls, source: Any, name: str = "tensor", stream: int = 0) -> Self:
         """View `source`.

@@ -21,7 +21,7 @@ from generators.markdown import NOTICE, docstring, slug, table
 __all__ = ["module_page", "pages"]
 
 _ROOT_NAMES = ("select", "explain", "default_registry")
-_INTERNAL = re.compile(r"cli\b|operands$|sys\.|vocab\.dlpack$|backends\.\w+\.|.*\b_")
+_INTERNAL = re.compile(r"cli\b|(alike|operands)$|sys\.|vocab\.dlpack$|backends\.\w+\.|.*\b_")
 
 
 def pages() -> dict[str, str]:

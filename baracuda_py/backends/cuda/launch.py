@@ -64,13 +64,12 @@ _frames = _Frames()
 
 
 def _source(part: int | Pointer | Stride, names: tuple[str, ...]) -> str:
-    """Python source of a slot's value, over `o` (operands) and `w` (workspace address)."""
+    """Python source of a slot's value, over `p` (addresses), `o` (operands) and `w` (workspace address)."""
     if isinstance(part, Pointer):
         if part.argument == WORKSPACE:
             return f"w + {part.offset}" if part.offset else "w"
-        operand = f"o[{names.index(part.argument)}]"
-        address = f"{operand}.pointer + {part.offset}" if part.offset else f"{operand}.pointer"
-        return f"({address} if {operand} is not None else 0)"
+        address = f"p[{names.index(part.argument)}]"
+        return f"({address} and {address} + {part.offset})" if part.offset else address
     if isinstance(part, Stride):
         operand = f"o[{names.index(part.argument)}]"
         return f"({operand}.strides[{part.axis}] & {_MASK} if {operand} is not None else 0)"
@@ -79,11 +78,11 @@ def _source(part: int | Pointer | Stride, names: tuple[str, ...]) -> str:
 
 @lru_cache(maxsize=1024)  # sizes are compiled in, so that every descriptor has its own: not to be kept for ever
 def _packer(parts: tuple[int | Pointer | Stride, ...], names: tuple[str, ...]) -> Callable[..., None]:
-    """A function `(buffer, operands, workspace)` that fills the slots: compiled, as attrs compiles its methods."""
+    """A function `(buffer, addresses, operands, workspace)` that fills the slots, compiled."""
     values = ", ".join(_source(part, names) for part in parts)
     pack = struct.Struct(f"<{len(parts)}Q").pack_into
     scope = {"pack": pack}
-    function: Callable[..., None] = eval(f"lambda b, o, w: pack(b, 0, {values})", scope)
+    function: Callable[..., None] = eval(f"lambda b, p, o, w: pack(b, 0, {values})", scope)
     return function
 
 
@@ -136,6 +135,12 @@ class CudaExecutable:
 
     def run(self, stream: int, workspace: int, operands: Sequence[TensorRef | None]) -> None:
         """Launch everything, in order, on `stream`."""
+        self.run_at(stream, workspace, _addresses(operands), operands)
+
+    def run_at(
+        self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
+    ) -> None:
+        """See `RelocatableExecutable`."""
         context = self._context
         pushed = context.enter()
         try:
@@ -143,7 +148,7 @@ class CudaExecutable:
                 frame = _frames.by_layout.get(step.layout)
                 if frame is None:
                     frame = _frames.by_layout[step.layout] = _Frame(step.layout)
-                step.pack(frame.buffer, operands, workspace)
+                step.pack(frame.buffer, addresses, operands, workspace)
                 status = self._launch_kernel(step.function, *step.geometry, stream, frame.address, 0)[0]
                 if status:
                     raise self._driver.error(status, "cuLaunchKernel")
@@ -155,12 +160,16 @@ class CudaExecutable:
         self, stream: int | None, workspace: Workspace, operands: Sequence[TensorRef | None]
     ) -> Callable[[], None]:
         """A callable with frames of its own, filled once."""
-        calls = []
+        calls, addresses = [], _addresses(operands)
         for step in self._steps:
             frame = _Frame(step.layout)
-            step.pack(frame.buffer, operands, workspace.pointer)
+            step.pack(frame.buffer, addresses, operands, workspace.pointer)
             calls.append(((step.function, *step.geometry), frame))
         return _bound(self, stream, tuple(calls), (workspace, tuple(operands)))
+
+
+def _addresses(operands: Sequence[TensorRef | None]) -> list[int]:
+    return [0 if operand is None else operand.pointer for operand in operands]
 
 
 def _bound(

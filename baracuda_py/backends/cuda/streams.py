@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -30,23 +31,23 @@ def stream_handle(stream: Any) -> int:
 
 
 @cache
-def _framework(kind: type) -> str:
-    """`"torch"` or `"cupy"` for their arrays and whatever is derived from them; else empty."""
-    packages = {base.__module__.partition(".")[0] for base in kind.__mro__}
-    return next((name for name in ("torch", "cupy") if name in packages), "")
-
-
-def current_stream(owner: Any, ordinal: int) -> int:
-    """The current stream on device `ordinal` of the framework that `owner` is from; else 0, the legacy default.
+def _accessor(kind: type) -> Callable[[int], int]:
+    """What gives the current stream of a device, for arrays of a type and whatever is derived from them.
 
     torch's raw accessor is private but is what its own compiler calls; it costs 0.1 us, the public one 4.
     """
-    kind: Any = type(owner)
-    framework = _framework(kind)
-    if framework == "torch":
+    packages = {base.__module__.partition(".")[0] for base in kind.__mro__}
+    if "torch" in packages:
         torch = sys.modules["torch"]
-        raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-        return int(raw(ordinal) if raw is not None else torch.cuda.current_stream(ordinal).cuda_stream)
-    if framework == "cupy":
-        return int(sys.modules["cupy"].cuda.get_current_stream(ordinal).ptr)
-    return 0
+        raw: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+        return raw or (lambda ordinal: int(torch.cuda.current_stream(ordinal).cuda_stream))
+    if "cupy" in packages:
+        cupy = sys.modules["cupy"]
+        return lambda ordinal: int(cupy.cuda.get_current_stream(ordinal).ptr)
+    return lambda ordinal: 0
+
+
+def current_stream(owner: Any, ordinal: int) -> int:
+    """The current stream on device `ordinal` of the framework that `owner` is from; else 0, the legacy default."""
+    kind: Any = type(owner)
+    return _accessor(kind)(ordinal)

@@ -225,6 +225,15 @@ class TorchTensor:
         """Strides in elements."""
         return self._stride
 
+    def is_contiguous(self) -> bool:
+        """Whether rows follow one another."""
+        packed = 1
+        for extent, stride in zip(reversed(self.shape), reversed(self._stride), strict=True):
+            if extent > 1 and stride != packed:
+                return False
+            packed *= extent
+        return True
+
     def is_neg(self) -> bool:
         """Whether a negation is pending."""
         return False
