@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -78,16 +79,26 @@ def _module(module: ModuleType) -> str:
         elif inspect.isroutine(value) or hasattr(value, "__wrapped__"):
             parts.append(_function(name, value, "##"))
         else:
-            parts.append(f"## {name}\n\n{_value(value, module)}")
+            parts.append(f"## {name}\n\n{_value(name, value, module)}")
     return "\n".join(parts)
 
 
-def _value(value: Any, module: ModuleType) -> str:
+def _value(name: str, value: Any, module: ModuleType) -> str:
     if isinstance(value, str | int):
         return f"`{value!r}`\n"
     if type(value).__module__ == "typing" or "UnionType" in type(value).__name__ or "Alias" in type(value).__name__:
-        return f"`{value}`\n"
+        return f"`{_as_written(name, module)}`\n"
     return f"A `{type(value).__name__}`.\n"
+
+
+def _as_written(name: str, module: ModuleType) -> str:
+    """The right side of the module's assignment to `name`: an alias prints differently from one NumPy to the next."""
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                return ast.unparse(node.value)
+    raise LookupError(f"{module.__name__} does not assign {name}")
 
 
 def _enum(name: str, enum: type[Enum]) -> str:
