@@ -1,4 +1,4 @@
-"""The AWQ GEMM on the host, with weights from each format, agrees with the float64 oracle of the generator."""
+"""The AWQ GEMM, with weights from each format, on the host and on a GPU agrees with the generator's float64 oracle."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ from baracuda_py.vocab.enums import ElementKind
 from baracuda_py.vocab.tolerance import relative_tolerance
 
 
+@pytest.mark.parametrize("device", ["host", pytest.param(0, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("layout", AwqWeightLayout)
 @pytest.mark.parametrize("element", [ElementKind.F16, ElementKind.BF16])
 @pytest.mark.parametrize("format", PackedFormat)
-def test_the_gemm_of_each_format_agrees_with_the_oracle(format, element, layout, tmp_path):
+def test_the_gemm_of_each_format_agrees_with_the_oracle(format, element, layout, device, tmp_path):
     made = weight(30, *MARLIN_SIZES, 128, symmetric=format is PackedFormat.AWQ_MARLIN, least_zero=1)
     bias = np.random.default_rng(31).integers(-64, 64, MARLIN_SIZES[1]) / 8
     layer = checkpoints.open(write(tmp_path, format.value, made, bias=bias))[NAME]
     operands = layer.gemm_operands(layout)
     desc = layer.descriptor(5, element=element, layout=layout)
-    plan = bp.select(desc, "host")
+    plan = bp.select(desc, device)
 
     dtype = numpy_dtype(element)
     x = np.random.default_rng(32).standard_normal((5, layer.ic)).astype(dtype)
     y = np.full((5, layer.oc), np.nan, dtype)
-    plan.run(None, bp.Workspace.NONE, operands.args(x, y))
+    args = operands.args(x, y)
+    if device != "host":
+        arrays = {spec.name: getattr(args, spec.name) for spec in plan.op.specs}
+        args = plan.op.args(
+            **{name: None if array is None else bp.to_device(array, device) for name, array in arrays.items()}
+        )
+    plan.run(None, bp.allocate_workspace(plan), args)
+    if device != "host":
+        y = args.output.numpy()
 
     exact = x.astype(np.float64) @ made.exact + bias
     error = np.linalg.norm(y.astype(np.float64) - exact) / np.linalg.norm(exact)
