@@ -21,7 +21,10 @@ Test = Callable[[Any, int, int], tuple[int, ...] | None]
 
 @frozen
 class Argument:
-    """What the code depends on: an argument's name, and of one that is present its role, alignment and form."""
+    """What the code depends on: an argument's name, and of one that is present its role, alignment and form.
+
+    One that is called contiguous must be so for more than one element: then no sign of it can be pending.
+    """
 
     name: str
     present: bool

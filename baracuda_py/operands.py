@@ -87,7 +87,10 @@ class OperandChecker:
         views = self._checked(sources, workspace, stream)
         if all(view is None or _of_torch(source, view) for source, view in zip(sources, views, strict=True)):
             forms = [
-                Argument(slot.name, view is not None, slot.written, slot.alignment, view is None or view.contiguous)
+                # A single element is contiguous even as half of a complex tensor.
+                Argument(slot.name, True, slot.written, slot.alignment, view.contiguous and view.size > 1)
+                if view is not None
+                else Argument(slot.name, False)
                 for slot, view in zip(self._slots, views, strict=True)
             ]
             self.alike = Alike(forms, sources, views)

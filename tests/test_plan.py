@@ -312,10 +312,11 @@ def test_an_output_whose_elements_share_memory_is_refused(shape, strides, distin
             plan.can_implement(args)
 
 
-def test_a_tensor_with_a_pending_sign_is_refused_also_behind_one_like_it_without():
+@pytest.mark.parametrize("shape", [(4, 8), (4, 1), (1, 1)])  # the last is contiguous, half of a pair or not
+def test_a_tensor_with_a_pending_sign_is_refused_also_behind_one_like_it_without(shape):
     torch = pytest.importorskip("torch")
-    pairs = torch.randn(4, 8, dtype=torch.complex64)
-    plan, output = bp.select(bp.SoftmaxDescriptor((4, 8)), "host"), torch.empty(4, 8)
+    pairs = torch.randn(shape, dtype=torch.complex64)
+    plan, output = bp.select(bp.SoftmaxDescriptor(shape), "host"), torch.empty(shape)
     plan.run(None, bp.Workspace.NONE, bp.SoftmaxArgs(pairs.imag, output))
     with pytest.raises(Unsupported) as refused:
         plan.run(None, bp.Workspace.NONE, bp.SoftmaxArgs(pairs.conj().imag, output))
