@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import cache
 
 import pytest
@@ -16,6 +17,18 @@ REQUIRE_GPU = "BARACUDA_PY_REQUIRE_GPU"
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+_LOOP_S = 0.03  # what the loop below takes on a core of a current server that does nothing else
+
+
+@pytest.fixture
+def slowness() -> float:
+    """How many times slower than a free core this one is just now, at least 1: limits of time are multiplied by it."""
+    start = time.perf_counter()
+    for _ in range(1_000_000):
+        pass
+    return max(1.0, (time.perf_counter() - start) / _LOOP_S)
 
 
 @cache

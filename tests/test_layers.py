@@ -82,7 +82,7 @@ print(elapsed, *sorted({name.partition(".")[0] for name in set(sys.modules) - be
 """
 
 
-def test_importing_the_package_takes_under_150_ms_and_loads_no_heavy_module():
+def test_importing_the_package_takes_under_150_ms_and_loads_no_heavy_module(slowness):
     elapsed = []
     for _ in range(5):
         output = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=True).stdout
@@ -90,7 +90,7 @@ def test_importing_the_package_takes_under_150_ms_and_loads_no_heavy_module():
         elapsed.append(float(seconds))
         heavy = {"numpy", "torch", "jax", "cupy", "cuda", "ml_dtypes", "onnxruntime", "nvmath", "rich", "typer"}
         assert not heavy & set(loaded)
-    assert min(elapsed) < 0.150, f"{1e3 * min(elapsed):.0f} ms"
+    assert min(elapsed) < 0.150 * slowness, f"{1e3 * min(elapsed):.0f} ms, slowness {slowness:.1f}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)

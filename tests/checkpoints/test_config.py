@@ -170,17 +170,17 @@ def test_names_match_by_whole_components(pattern, module, expected):
     "pattern",
     ["(a+)+$", "(a*)*b", "(a|a)*b", "(a|aa)+$", "((a+)){9}$", r"(a+)\1+\1+$", "a*a*a*a*a*a*a*b", "(?:a+){2,}b"],
 )
-def test_patterns_that_would_take_forever_match_nothing(pattern):
+def test_patterns_that_would_take_forever_match_nothing(pattern, slowness):
     start = time.perf_counter()
     assert matches(f"re:{pattern}", "a" * 250 + "c") is False
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 1 * slowness
 
 
 @given(st.text("a.*+(){}[]|\\1?,$^", max_size=12))
 def test_any_pattern_ends_soon_and_raises_nothing(pattern):
     start = time.perf_counter()
     matches(f"re:{pattern}", "a" * 120)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 60  # one that is tried in every way would take years
 
 
 def test_a_layer_that_is_not_there_is_answered_with_near_names(tmp_path):

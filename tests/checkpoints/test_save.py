@@ -443,7 +443,7 @@ def test_killed_at_any_call_a_writer_leaves_one_version_or_the_other(exchange, t
         (folder / "config.json").write_text(json.dumps({"quantization_config": by_hand.config("awq_gemm", 32)}))
     (tmp_path / "work").mkdir()
     command = [sys.executable, "-c", _KILLED, str(tmp_path / "source"), str(tmp_path / "work" / "made"), str(exchange)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     events, rest = done.stdout.split(maxsplit=1)
     assert int(events) > 20, "the calls are seen"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections import deque
 from typing import Literal
 
 import numpy as np
@@ -46,12 +47,18 @@ class Allocation:
 
 @define
 class Memory:
-    """The allocations of one emulated GPU."""
+    """The allocations of one emulated GPU.
+
+    The garbage collector can free some at any moment, also amid a look at the table, so that the table itself changes
+    only where this class is entered.
+    """
 
     _by_pointer: dict[int, Allocation]
+    _freed: deque[int]
 
     def __init__(self) -> None:
         self._by_pointer = {}
+        self._freed = deque()
 
     def allocate(
         self, nbytes: int, alignment: int = _CUDA_ALIGNMENT, edge: Literal["end", "begin"] = "end"
@@ -71,28 +78,36 @@ class Memory:
         pointer = begin if edge == "begin" else (begin + inner - nbytes) // alignment * alignment
         ctypes.memset(begin, _POISON, inner)
         made = Allocation(pointer, nbytes, base, mapped)
-        self._by_pointer[pointer] = made
+        self._live()[pointer] = made
         return made
 
     def free(self, pointer: int) -> None:
-        """Unmap the allocation at `pointer`; KeyError if there is none."""
-        freed = self._by_pointer.pop(pointer)
-        _libc.munmap(freed.base, freed.mapped_nbytes)
+        """End the allocation at `pointer`, which is unmapped at the latest with the next allocation; KeyError if there
+        is none."""
+        if pointer not in self._by_pointer or pointer in self._freed:
+            raise KeyError(pointer)
+        self._freed.append(pointer)
 
     def holds(self, pointer: int, nbytes: int) -> bool:
         """Whether these bytes lie in one allocation."""
-        allocations = tuple(self._by_pointer.values())  # the garbage collector may free some meanwhile
+        allocations = self._live().values()
         return any(one.pointer <= pointer and pointer + nbytes <= one.pointer + one.nbytes for one in allocations)
 
     def describe(self, address: int) -> str:
         """Where an address lies, seen from the allocation in whose mapping it is."""
-        inside = (one for one in tuple(self._by_pointer.values()) if one.base <= address < one.base + one.mapped_nbytes)
+        inside = (one for one in self._live().values() if one.base <= address < one.base + one.mapped_nbytes)
         near = next(inside, None)
         if near is None:
             return "far from all device memory"
         if address >= near.pointer + near.nbytes:
             return f"{address - near.pointer - near.nbytes} bytes after the end of {near.nbytes} bytes"
         return f"{near.pointer - address} bytes before {near.nbytes} bytes"
+
+    def _live(self) -> dict[int, Allocation]:
+        while self._freed:
+            freed = self._by_pointer.pop(self._freed.popleft())
+            _libc.munmap(freed.base, freed.mapped_nbytes)
+        return self._by_pointer
 
 
 class GuardedTensor(TensorMut):
