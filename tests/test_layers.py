@@ -33,7 +33,9 @@ ALLOWED = {
     "interop": {"errors", "vocab", "registry", "plan", "arrays", "ops"},
     "quantize": {"errors", "vocab", "registry", "plan", "arrays", "ops", "checkpoints"},
     "testing": {"errors", "vocab", "registry", "plan", "arrays"},
-    "cli": {"errors", "vocab", "registry", "plan", "arrays", "ops", "backends", "sys", "checkpoints", "interop"},
+    "cli": {
+        "errors", "vocab", "registry", "plan", "arrays", "ops", "backends", "sys", "checkpoints", "interop", "quantize",
+    },
 }
 
 

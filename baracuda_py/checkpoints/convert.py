@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from baracuda_py.checkpoints.checkpoint import open_checkpoint
 from baracuda_py.checkpoints.formats import PackedFormat
-from baracuda_py.checkpoints.write import MAX_SHARD_BYTES, Saved, SavePlan, is_kept, plan_save
+from baracuda_py.checkpoints.write import MAX_SHARD_BYTES, Saved, SavePlan, kept_files, plan_save
 
 __all__ = ["convert", "plan_convert"]
 
@@ -57,9 +57,8 @@ def plan_convert(
     """
     checkpoint = open_checkpoint(source)
     config = checkpoint.folder.json("config.json")
-    files = {name: file for name, file in checkpoint.folder.other_files().items() if is_kept(name)}
     return plan_save(
         target, [checkpoint[name] for name in checkpoint], plain=checkpoint.plain_headers, format=format,
-        config=None if config is None else config[1], files=files,
+        config=None if config is None else config[1], files=kept_files(checkpoint.folder),
         max_shard_bytes=max_shard_bytes, overwrite=overwrite, lossy=lossy,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,27 @@ from attrs import evolve, field, frozen
 
 from baracuda_py.checkpoints.atomic import new_folder
 from baracuda_py.checkpoints.checkpoint import open_checkpoint
+from baracuda_py.checkpoints.folder import Folder
 from baracuda_py.checkpoints.formats import PackedFormat
 from baracuda_py.checkpoints.layer import LazyTensors, PackedLayer
 from baracuda_py.checkpoints.nibbles import LossReport
 from baracuda_py.checkpoints.stream import PlannedTensor, Unit, plan_shards, shard_names, write_shard
-from baracuda_py.checkpoints.written_config import CONFIG_KEYS, quantization_config
+from baracuda_py.checkpoints.written_config import CONFIG_KEYS, LayerFacts, quantization_config
 from baracuda_py.checkpoints.written_layer import WrittenLayer, common_group_size
 from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 
-__all__ = ["MAX_SHARD_BYTES", "SavePlan", "Saved", "is_kept", "plan_save", "save"]
+__all__ = [
+    "MAX_SHARD_BYTES",
+    "OVERHEAD_NBYTES",
+    "SavePlan",
+    "Saved",
+    "check_format",
+    "is_kept",
+    "kept_files",
+    "plan_save",
+    "plan_units",
+    "save",
+]
 
 _F = PackedFormat
 _FORMATS = (_F.AWQ_GEMM, _F.COMPRESSED_TENSORS)
@@ -37,7 +49,7 @@ _CONFIG = "config.json"
 _OLD_CONFIGS = (_CONFIG, "quant_config.json", "quantize_config.json", "hf_quant_config.json")
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 # Scratch of a lossy conversion, buffers, and the interpreter with its modules; measured below 150 MB.
-_OVERHEAD = 200_000_000
+OVERHEAD_NBYTES = 200_000_000
 _DENSE = ("F16", "BF16", "F32")
 
 
@@ -180,12 +192,7 @@ def plan_save(
         UnsupportedCheckpoint: the format cannot have a layer's sizes, or another format than those two.
     """
     path = Path(path)
-    if format not in _FORMATS:
-        raise UnsupportedCheckpoint(
-            path, f"the format must be {' or '.join(one.name for one in _FORMATS)}", rule="format", got=format.name
-        )
-    if max_shard_bytes <= 0:
-        raise CheckpointError(path, "max_shard_bytes must be positive", rule="max_shard_bytes", value=max_shard_bytes)
+    check_format(path, format)
     named = [evolve(one, name=name) for name, one in layers.items()] if isinstance(layers, Mapping) else list(layers)
     if not named:
         raise CheckpointError(path, "a checkpoint must have a packed layer", rule="layers", got="none")
@@ -193,22 +200,63 @@ def plan_save(
     losses: dict[str, LossReport] = {}
     group_size = common_group_size(named) if format is _F.AWQ_GEMM else None
     written = [WrittenLayer.of(layer, format, group_size) for layer in named]
-    units = [layer.unit(lossy, losses) for layer in written]
-    units += [Unit(name, (PlannedTensor.like(name, source),), _just(source)) for name, source in sources.items()]
-    _check_names(path, units)
+    packed = [layer.unit(lossy, losses) for layer in written]
     _check_activations(named, sources)
+    return plan_units(
+        path, format, [layer.facts for layer in written], packed, sources, config=config, files=files,
+        max_shard_bytes=max_shard_bytes, overwrite=overwrite,
+        memory_nbytes=2 * max(unit.nbytes for unit in packed) + OVERHEAD_NBYTES, losses=losses,
+    )  # fmt: skip
+
+
+def plan_units(
+    path: Path,
+    format: PackedFormat,
+    layers: Sequence[LayerFacts],
+    packed: Sequence[Unit],
+    plain: Mapping[str, Any],
+    *,
+    config: Mapping[str, Any] | None,
+    files: Mapping[str, Path] | None,
+    max_shard_bytes: int,
+    overwrite: bool,
+    memory_nbytes: int,
+    losses: dict[str, LossReport],
+) -> SavePlan:
+    """How units that are made when their turn comes will be written; for the other arguments see `plan_save`.
+
+    Args:
+        layers: what the configuration says of the packed layers.
+        packed: units that hold them, and perhaps other tensors that are made with them.
+        plain: tensors that are copied.
+        memory_nbytes: what the process needs at most.
+        losses: filled while units are made.
+    """
+    if max_shard_bytes <= 0:
+        raise CheckpointError(path, "max_shard_bytes must be positive", rule="max_shard_bytes", value=max_shard_bytes)
+    units = list(packed)
+    units += [Unit(name, (PlannedTensor.like(name, source),), _just(source)) for name, source in plain.items()]
+    _check_names(path, units)
     _check_files(path, files or {})
     dense = [
-        unit.name.removesuffix(".weight") for unit in units[len(written) :]
-        if unit.name.endswith(".weight") and len(unit.tensors[0].shape) == 2 and unit.tensors[0].dtype in _DENSE
+        tensor.name.removesuffix(".weight") for unit in units for tensor in unit.tensors
+        if tensor.name.endswith(".weight") and len(tensor.shape) == 2 and tensor.dtype in _DENSE
     ]  # fmt: skip
     kept = {key: value for key, value in (config or {}).items() if key not in CONFIG_KEYS}
-    quantization = quantization_config(format, [layer.facts for layer in written], sorted(dense))
+    quantization = quantization_config(format, layers, sorted(dense))
+    others = sum(len(unit.tensors) for unit in units) - sum(layer.tensors for layer in layers)
     return SavePlan(
-        path, format, len(written), len(sources), tuple(map(tuple, plan_shards(units, max_shard_bytes))),
-        kept | {"quantization_config": quantization}, dict(files or {}),
-        2 * max(unit.nbytes for unit in units[: len(written)]) + _OVERHEAD, overwrite, losses,
+        path, format, len(layers), others, tuple(map(tuple, plan_shards(units, max_shard_bytes))),
+        kept | {"quantization_config": quantization}, dict(files or {}), memory_nbytes, overwrite, losses,
     )  # fmt: skip
+
+
+def check_format(path: Path, format: PackedFormat) -> None:
+    """Refuse a format that is not written here with UnsupportedCheckpoint."""
+    if format not in _FORMATS:
+        raise UnsupportedCheckpoint(
+            path, f"the format must be {' or '.join(one.name for one in _FORMATS)}", rule="format", got=format.name
+        )
 
 
 def _just(source: Any) -> Callable[[], Iterator[Any]]:
@@ -251,6 +299,11 @@ def _check_files(path: Path, files: Mapping[str, Path]) -> None:
 def is_kept(name: str) -> bool:
     """Whether a file in a folder is no part of the checkpoint's weights, or of what is said about them."""
     return name not in _OLD_CONFIGS and not name.endswith(_WEIGHTS)
+
+
+def kept_files(folder: Folder) -> dict[str, Path]:
+    """The files of a checkpoint's folder that its copy has too, by name: a tokenizer, a licence."""
+    return {name: file for name, file in folder.other_files().items() if is_kept(name)}
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:

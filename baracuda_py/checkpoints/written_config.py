@@ -23,12 +23,13 @@ _NUMBERS_LIMIT = 3
 
 @frozen
 class LayerFacts:
-    """What a configuration has to say of a layer; see `PackedLayer`."""
+    """What a configuration has to say of a layer, see `PackedLayer`; and how many tensors it has."""
 
     name: str
     group_size: int
     symmetric: bool
     act_order: bool
+    tensors: int = 0
 
 
 def quantization_config(

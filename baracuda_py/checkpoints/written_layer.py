@@ -70,8 +70,8 @@ class WrittenLayer:
     @property
     def facts(self) -> LayerFacts:
         """For the configuration."""
-        indexed = "weight_g_idx" in self.tensors
-        return LayerFacts(self.layer.name, self.group_size, self.symmetric, indexed)
+        tensors = self.tensors
+        return LayerFacts(self.layer.name, self.group_size, self.symmetric, "weight_g_idx" in tensors, len(tensors))
 
     @property
     def tensors(self) -> Mapping[str, PlannedTensor]:

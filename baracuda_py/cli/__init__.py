@@ -14,7 +14,7 @@ import typer
 from attrs import define
 
 import baracuda_py
-from baracuda_py.cli import convert, demo, doctor, explain, inspect, ops, run, skus
+from baracuda_py.cli import convert, demo, doctor, explain, inspect, ops, quantize, run, skus
 from baracuda_py.cli.output import error_console, visible
 from baracuda_py.cli.status import EXIT_CODES_HELP, exit_code, message
 
@@ -94,6 +94,12 @@ app.command(
         "baracuda-py convert SRC DST --to compressed-tensors", "baracuda-py convert SRC DST --to awq-gemm --lossy"
     ),
 )(convert.convert)
+app.command(
+    "quantize",
+    epilog=_examples(
+        "baracuda-py quantize SRC DST --activations FILE", "baracuda-py quantize SRC DST --group-size 64 --json"
+    ),
+)(quantize.quantize)
 app.command("ops", epilog=_examples("baracuda-py ops --json"))(ops.ops)
 app.command(
     "skus",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,29 +11,38 @@ from rich.text import Text
 from baracuda_py.checkpoints.convert import plan_convert
 from baracuda_py.checkpoints.formats import PackedFormat
 from baracuda_py.checkpoints.write import MAX_SHARD_BYTES, Saved, SavePlan
-from baracuda_py.cli.output import bytes_text, print_facts, print_json, print_line, progress, working
-from baracuda_py.cli.parsing import parse_enum
+from baracuda_py.cli.output import Fact, bytes_text, print_facts, print_json, print_line, progress, working
+from baracuda_py.cli.parsing import parse_enum, parse_size
 
-__all__ = ["convert"]
+__all__ = [
+    "SHARD_SIZE",
+    "OverwriteOption",
+    "ShardSizeOption",
+    "TargetArgument",
+    "convert",
+    "written_as_json",
+    "written_facts",
+]
 
-_UNITS = {
-    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30,
-    "tib": 2**40,
-}  # fmt: skip
 _SHOWN = 5  # layers whose losses are listed
+
+TargetArgument = Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; must be empty or absent.")]
+ShardSizeOption = Annotated[
+    str, typer.Option("--max-shard-size", metavar="SIZE", help="Of a file's tensors, e.g. 5GB or 500MiB.")
+]
+SHARD_SIZE = f"{MAX_SHARD_BYTES // 10**9}GB"
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint in DST.")]
 
 
 def convert(
     source: Annotated[
         Path, typer.Argument(metavar="SRC", exists=True, help="Folder of a model, or one safetensors file.")
     ],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; must be empty or absent.")],
+    target: TargetArgument,
     to: Annotated[str, typer.Option("--to", metavar="awq-gemm|compressed-tensors", help="Format of the layers.")],
     lossy: Annotated[bool, typer.Option("--lossy", help="Accept that weights change; the report counts them.")] = False,
-    max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", metavar="SIZE", help="Of a file's tensors, e.g. 5GB or 500MiB.")
-    ] = f"{MAX_SHARD_BYTES // 10**9}GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint in DST.")] = False,
+    max_shard_size: ShardSizeOption = SHARD_SIZE,
+    overwrite: OverwriteOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a 4-bit checkpoint in another format, layer by layer; everything else is copied.
@@ -43,7 +51,7 @@ def convert(
     appears when it is complete, and is left as it was if the command fails or is killed.
     """
     format = parse_enum(PackedFormat, to, "--to")
-    size = _parse_size(max_shard_size)
+    size = parse_size(max_shard_size, "--max-shard-size")
     with working("reading headers"):
         plan = plan_convert(
             source, target, format, max_shard_bytes=size, overwrite=overwrite, lossy=lossy
@@ -56,26 +64,21 @@ def convert(
         _show(plan, saved)
 
 
-def _parse_size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
-        raise typer.BadParameter(f"{text!r} is no size such as 5GB or 500MiB", param_hint="--max-shard-size")
-    return max(1, int(float(match[1]) * _UNITS[match[2]]))
+def written_facts(plan: SavePlan, saved: Saved, others: str = "as they were") -> list[Fact]:
+    """What a folder that was written holds; `others`: how the tensors are that are no layer's."""
+    count = len(saved.files)
+    return [
+        ("layers", f"{saved.layers} in {plan.format.value.replace('_', '-')}"),
+        ("other tensors", f"{saved.plain}, {others}"),
+        ("other files", ", ".join(plan.files) or "none"),
+        ("size", f"{bytes_text(saved.nbytes)} in {count} file{'s' * (count != 1)}"),
+    ]
 
 
 def _show(plan: SavePlan, saved: Saved) -> None:
     print_line(f"Wrote {saved.path}", "bold")
-    count = len(saved.files)
-    print_facts(
-        [
-            ("layers", f"{saved.layers} in {plan.format.value.replace('_', '-')}"),
-            ("other tensors", f"{saved.plain}, as they were"),
-            ("other files", ", ".join(plan.files) or "none"),
-            ("size", f"{bytes_text(saved.nbytes)} in {count} file{'s' * (count != 1)}"),
-            ("memory", f"at most {bytes_text(plan.memory_nbytes)}: two of the largest layer and a fixed part"),
-            ("weights", _weights(saved)),
-        ]
-    )
+    memory = f"at most {bytes_text(plan.memory_nbytes)}: two of the largest layer and a fixed part"
+    print_facts([*written_facts(plan, saved), ("memory", memory), ("weights", _weights(saved))])
     for name, loss in list(saved.losses.items())[:_SHOWN]:
         print_line(f"{name}: {loss}", "yellow", indent=2)
     if len(saved.losses) > _SHOWN:
@@ -89,7 +92,8 @@ def _weights(saved: Saved) -> Text:
     return Text(f"{changed} changed, in {len(saved.losses)} of {saved.layers} layers", "yellow")
 
 
-def _as_json(plan: SavePlan, saved: Saved) -> dict[str, Any]:
+def written_as_json(plan: SavePlan, saved: Saved) -> dict[str, Any]:
+    """The same for scripts."""
     return {
         "path": saved.path,
         "format": plan.format.value,
@@ -98,6 +102,12 @@ def _as_json(plan: SavePlan, saved: Saved) -> dict[str, Any]:
         "plain": saved.plain,
         "nbytes": saved.nbytes,
         "memory_nbytes": plan.memory_nbytes,
+    }
+
+
+def _as_json(plan: SavePlan, saved: Saved) -> dict[str, Any]:
+    return {
+        **written_as_json(plan, saved),
         "changed_weights": sum(loss.changed for loss in saved.losses.values()),
         "losses": {
             name: {"changed": loss.changed, "total": loss.total, "largest": loss.largest, "why": loss.why}

@@ -23,6 +23,7 @@ __all__ = [
     "make_descriptor",
     "parse_device",
     "parse_enum",
+    "parse_size",
     "typed",
 ]
 
@@ -30,6 +31,10 @@ E = TypeVar("E", bound=Enum)
 DEVICE_HELP = "host, cuda, cuda:N, or an architecture such as sm_90a for a dry run. Default: the GPU if there is one."
 _DEVICE = re.compile(r"host|cpu|cuda(:\d+)?|\d+|sm_?\d+[af]?")
 _NONE = "none"
+_UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+    "tib": 2**40,
+}  # fmt: skip
 
 
 def parse_device(text: str | None) -> str | int | None:
@@ -48,6 +53,14 @@ def parse_enum(enum: type[E], text: str, option: str) -> E:
     except KeyError:
         known = ", ".join(name.lower() for name in enum.__members__)
         raise typer.BadParameter(f"{text!r} is none of {known}", param_hint=option) from None
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes of `"5GB"`, `"500MiB"`, `"4096"`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
+        raise typer.BadParameter(f"{text!r} is no size such as 5GB or 500MiB", param_hint=option)
+    return max(1, int(float(match[1]) * _UNITS[match[2]]))
 
 
 @frozen
