@@ -57,6 +57,9 @@ def quantize(
     scales: Annotated[
         str | None, typer.Option("--scales", metavar="f16|bf16", help="Element of the scales. Default: the weights'.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="Of torch, to search on: cuda. Default: NumPy.")
+    ] = None,
     max_shard_size: ShardSizeOption = SHARD_SIZE,
     overwrite: OverwriteOption = False,
     every: Annotated[bool, typer.Option("--all", help="List each layer.")] = False,
@@ -75,7 +78,7 @@ def quantize(
     with working("reading headers"):
         plan = plan_quantize(
             source, target, format=format, group_size=group_size, activations=activations, fold=fold_into,
-            only=only or (), skip=skip or (), max_shard_bytes=size, overwrite=overwrite,
+            only=only or (), skip=skip or (), device=device, max_shard_bytes=size, overwrite=overwrite,
             scales_element=None if scales is None else parse_enum(ElementKind, scales, "--scales"),
         )  # fmt: skip
     with progress(f"quantising {source.name}", plan.save.nbytes) as advance:

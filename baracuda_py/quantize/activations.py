@@ -14,6 +14,7 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from baracuda_py.errors import InvalidProblem
+from baracuda_py.quantize.engines import Engine
 from baracuda_py.quantize.weights import blocks, check_floats
 
 __all__ = ["ActivationStatistics"]
@@ -96,8 +97,8 @@ class ActivationStatistics:
 class OutputError(Protocol):
     """The mean over tokens of (e x)^2 for each output channel, and the same for some input channels alone."""
 
-    def of(self, change: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(rows,) of the change (rows, channels) of a weight."""
+    def of(self, change: Any) -> Any:
+        """(rows,), float64, of the change (rows, channels) of a weight."""
         ...
 
     def within(self, channels: slice) -> OutputError:
@@ -109,53 +110,61 @@ class OutputError(Protocol):
 class UncorrelatedError:
     """The output error from (channels,) means of x^2."""
 
-    squares: NDArray[np.float32]
+    squares: Any
+    engine: Engine
 
-    def of(self, change: NDArray[np.float32]) -> NDArray[np.float64]:
-        return (np.square(change) @ self.squares).astype(np.float64)
+    def of(self, change: Any) -> Any:
+        return self.engine.double(self.engine.xp.square(change) @ self.squares)
 
     def within(self, channels: slice) -> UncorrelatedError:
-        return UncorrelatedError(self.squares[channels])
+        return UncorrelatedError(self.squares[channels], self.engine)
 
 
 @frozen(eq=False)
 class CorrelatedError:
     """The output error from (channels, channels) means of x x^T."""
 
-    moments: NDArray[np.float32]
+    moments: Any
+    engine: Engine
 
-    def of(self, change: NDArray[np.float32]) -> NDArray[np.float64]:
-        errors = np.einsum("ij,ij->i", change @ self.moments, change).astype(np.float64)
-        return np.maximum(errors, 0, out=errors)  # a sum of cancelling terms can come out just below 0; nan stays
+    def of(self, change: Any) -> Any:
+        errors = self.engine.double(self.engine.xp.einsum("ij,ij->i", change @ self.moments, change))
+        # A sum of cancelling terms can come out just below 0; nan stays.
+        return self.engine.xp.clip(errors, 0, None)
 
     def within(self, channels: slice) -> CorrelatedError:
-        return CorrelatedError(np.ascontiguousarray(self.moments[channels, channels]))
+        xp = self.engine.xp
+        return CorrelatedError(xp.asarray(self.moments[channels, channels], copy=True), self.engine)
 
 
 @frozen(eq=False)
 class SampledError:
     """The output error from tokens (tokens, channels), fewer than the channels."""
 
-    tokens: NDArray[np.float32]
+    tokens: Any
+    engine: Engine
 
-    def of(self, change: NDArray[np.float32]) -> NDArray[np.float64]:
+    def of(self, change: Any) -> Any:
         outputs = change @ self.tokens.T
-        return np.einsum("ij,ij->i", outputs, outputs).astype(np.float64) / len(self.tokens)
+        return self.engine.double(self.engine.xp.einsum("ij,ij->i", outputs, outputs)) / len(self.tokens)
 
     def within(self, channels: slice) -> OutputError:
         tokens = self.tokens[:, channels]
         if tokens.shape[0] < tokens.shape[1]:
-            return SampledError(tokens)
-        return CorrelatedError(tokens.T @ tokens / np.float32(len(tokens)))  # less work a row than the tokens
+            return SampledError(tokens, self.engine)
+        return CorrelatedError(tokens.T @ tokens / len(tokens), self.engine)  # less work a row than the tokens
 
 
-def describe(activations: Any, channels: int) -> tuple[NDArray[np.float32], OutputError]:
+def describe(activations: Any, channels: int, engine: Engine) -> tuple[NDArray[np.float32], OutputError]:
     """Magnitudes (ic,) and output error of what a caller gave: statistics, tokens, or None for all channels alike.
+
+    The magnitudes are NumPy's, the error is the engine's.
 
     Raises Unsupported or InvalidProblem for anything else, and when it is not of `channels` input channels.
     """
     if activations is None:
-        return np.ones(channels, np.float32), UncorrelatedError(np.ones(channels, np.float32))
+        alike = np.ones(channels, np.float32)
+        return alike, UncorrelatedError(engine.array(alike), engine)
     ours = not isinstance(activations, ActivationStatistics)
     if not isinstance(activations, ActivationStatistics):
         check_floats(activations, "activations", "(tokens, ic)", rank=2)
@@ -163,12 +172,13 @@ def describe(activations: Any, channels: int) -> tuple[NDArray[np.float32], Outp
         if len(activations) < channels:
             tokens = activations.astype(np.float32)
             tokens /= max(-tokens.min(), tokens.max()) or np.float32(1)
-            return ActivationStatistics.of(tokens).mean_magnitude, SampledError(tokens)
+            return ActivationStatistics.of(tokens).mean_magnitude, SampledError(engine.array(tokens), engine)
         activations = ActivationStatistics.of(activations, correlations=True)
     _check_width(len(activations.mean_magnitude), channels)
     moment = activations.second_moment
     moment = np.divide(moment, moment.max() or np.float32(1), out=moment if ours else None)
-    return activations.mean_magnitude, UncorrelatedError(moment) if moment.ndim == 1 else CorrelatedError(moment)
+    kind = UncorrelatedError if moment.ndim == 1 else CorrelatedError
+    return activations.mean_magnitude, kind(engine.array(moment), engine)
 
 
 def _check_width(width: int, channels: int) -> None:

@@ -9,7 +9,8 @@ have to share it: `quantize_awq_group`.
 
 Memory: beside arguments and results, a dozen arrays of `BLOCK_ELEMENTS` float32; of the activations a copy in float32,
 4 * tokens * ic bytes, or where there are more tokens than channels their second moments, 8 * ic * ic; and for clipping
-the second moments within each group, 4 * ic * group.
+the second moments within each group, 4 * ic * group. On a torch device blocks are larger (`engines`), and the
+activations and their moments are there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from baracuda_py.errors import InvalidProblem
 from baracuda_py.ops.quantize.awq_packing import HF_GEMM, pack_weight, pack_zeros, unpack_weight, unpack_zeros
 from baracuda_py.quantize.activations import ActivationStatistics, describe
+from baracuda_py.quantize.engines import engine_on
 from baracuda_py.quantize.rounding import Grid, Rounded
 from baracuda_py.quantize.search import ALPHAS, Problem, ScaledRows, clipped_grid, search_scale
 from baracuda_py.quantize.weights import blocks, check_floats, check_weight
@@ -75,6 +77,7 @@ def quantize_awq(
     scales_element: ElementKind = ElementKind.F16,
     clip: bool = True,
     alphas: Sequence[float] = ALPHAS,
+    device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> AwqResult:
     """Quantise one linear; its output error on the given activations is at most that of plain rounding.
@@ -88,16 +91,18 @@ def quantize_awq(
         scales_element: what the scales are stored as, F16 or BF16.
         clip: search the clipping of each group. Without it, and without activations, this is plain rounding.
         alphas: exponents to try, each in 0..1; 0 always is.
+        device: of torch, on which to search, e.g. `"cuda"`; None: NumPy. Sums are taken in another order there, so that
+            the choice between candidates that err alike may differ.
         progress: called with (steps done, steps in all).
 
     Raises:
-        Unsupported: another element or group size.
+        Unsupported: another element or group size; torch is not there, or has no such device.
         InvalidProblem: shapes that disagree or do not fit the format (oc % 8, ic % 32), inf or nan, a scale too large
             for its element, an alpha outside 0..1.
     """
     (result,) = quantize_awq_group(
         [weight], group_size=group_size, activations=activations, biases=[bias], scales_element=scales_element,
-        clip=clip, alphas=alphas, progress=progress,
+        clip=clip, alphas=alphas, device=device, progress=progress,
     )  # fmt: skip
     return result
 
@@ -111,6 +116,7 @@ def quantize_awq_group(
     scales_element: ElementKind = ElementKind.F16,
     clip: bool = True,
     alphas: Sequence[float] = ALPHAS,
+    device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[AwqResult, ...]:
     """Quantise linears that read the same input, with one `input_scale` for all.
@@ -118,16 +124,18 @@ def quantize_awq_group(
     The scale is searched for the sum of their squared output errors, as if they were one linear; one of them alone
     may end above its plain rounding. Arguments and errors as for `quantize_awq`, one weight and bias a linear.
     """
+    engine = engine_on(device)
     given_biases = [None] * len(weights) if biases is None else list(biases)
     group = _check(weights, given_biases, group_size, scales_element, alphas)
     channels = weights[0].shape[1]
-    magnitudes, error = describe(activations, channels)
+    magnitudes, error = describe(activations, channels, engine)
     alike = magnitudes.min() == magnitudes.max()  # then every alpha gives s = 1
     tried = [0.0] if alike else list(dict.fromkeys([0.0, *alphas]))
     starts = range(0, channels, group) if clip else ()
     within = tuple(error.within(slice(start, start + group)) for start in starts)
-    problem = Problem(group, scales_element, error, within, _unit(weights))
-    advance = _counter(progress, sum(len(list(blocks(*weight.shape))) for weight in weights) * (len(tried) + 1))
+    problem = Problem(group, scales_element, error, within, _unit(weights), engine)
+    steps = sum(len(list(blocks(len(weight), channels, engine.block_elements))) for weight in weights)
+    advance = _counter(progress, steps * (len(tried) + 1))
 
     stored_biases = [None if bias is None else _stored_bias(bias, scales_element) for bias in given_biases]
 
@@ -178,12 +186,12 @@ def _check(
     return groups[0]
 
 
-def _unit(weights: Sequence[NDArray[Any]]) -> np.float32:
+def _unit(weights: Sequence[NDArray[Any]]) -> float:
     """The power of two that brings the largest weight to about 1, so that squares neither overflow nor vanish."""
     largest = max(
         float(np.abs(weight[block].astype(np.float32)).max()) for weight in weights for block in blocks(*weight.shape)
     )
-    return np.float32(2.0 ** -np.clip(np.frexp(largest)[1], -126, 126))
+    return float(2.0 ** -np.clip(np.frexp(largest)[1], -126, 126))
 
 
 def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
@@ -208,34 +216,37 @@ def _pack(
     qzeros = np.empty((groups, oc // 8), np.int32)
     scales = np.empty((groups, oc), numpy_dtype(problem.element))
     squared = 0.0
-    for block in blocks(oc, ic):
-        rows = weight[block].astype(np.float32)
-        grid, errors = _best_grid(problem, rows, input_scale)
-        scaled = ScaledRows.of(problem, rows, input_scale)
+    engine = problem.engine
+    factors = engine.array(input_scale)
+    for block in blocks(oc, ic, engine.block_elements):
+        rows = engine.array(weight[block])
+        grid, errors = _best_grid(problem, rows, factors)
+        scaled = ScaledRows.of(problem, rows, factors)
         words = slice(block.start // 8, block.stop // 8)
-        nibbles = grid.levels(scaled.groups).astype(np.uint8).reshape(len(rows), ic)
+        nibbles = engine.numpy(grid.levels(scaled.groups)).astype(np.uint8).reshape(len(rows), ic)
         qweight[:, words] = pack_weight(nibbles.T, HF_GEMM)
-        qzeros[:, words] = pack_zeros(grid.zeros[..., 0].T.astype(np.uint8), HF_GEMM)
-        scales[:, block] = grid.scales[..., 0].T
-        squared += errors.sum()
+        qzeros[:, words] = pack_zeros(engine.numpy(grid.zeros)[..., 0].T.astype(np.uint8), HF_GEMM)
+        scales[:, block] = engine.numpy(grid.scales)[..., 0].T
+        squared += float(errors.sum())
         advance()
     return (qweight, qzeros, scales), squared
 
 
-def _best_grid(
-    problem: Problem, rows: NDArray[np.float32], input_scale: NDArray[np.float32]
-) -> tuple[Grid, NDArray[np.float64]]:
+def _best_grid(problem: Problem, rows: Any, input_scale: Any) -> tuple[Grid, Any]:
     """The clipped grid where that lowers an output channel's error, the plain one elsewhere; and the errors."""
     scaled = ScaledRows.of(problem, rows, input_scale)
-    plain = Grid.of(scaled.groups, problem.element)
+    plain = Grid.of(scaled.groups, problem.element, problem.engine)
     errors = scaled.errors(plain, problem.error)
     if not problem.within:
         return plain, errors
     clipped = clipped_grid(problem, rows, input_scale, plain)
     clipped_errors = scaled.errors(clipped, problem.error)
     better = (clipped_errors < errors)[:, None, None]
-    grid = Grid(np.where(better, clipped.scales, plain.scales), np.where(better, clipped.zeros, plain.zeros))
-    return grid, np.minimum(clipped_errors, errors)
+    where = problem.engine.xp.where
+    grid = Grid(
+        where(better, clipped.scales, plain.scales), where(better, clipped.zeros, plain.zeros), problem.engine
+    )
+    return grid, problem.engine.xp.minimum(clipped_errors, errors)
 
 
 def _stored_bias(bias: NDArray[Any], element: ElementKind) -> NDArray[Any]:

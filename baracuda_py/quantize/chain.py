@@ -26,6 +26,7 @@ from baracuda_py.quantize.awq import AwqResult, quantize_awq_group
 from baracuda_py.quantize.blocks import Job
 from baracuda_py.quantize.calibration import Calibration, located
 from baracuda_py.quantize.choice import Linear, weight_of
+from baracuda_py.quantize.engines import Engine
 from baracuda_py.quantize.folding import fold_into_linear, fold_into_norm
 from baracuda_py.quantize.rounding import Rounded
 from baracuda_py.quantize.search import ALPHAS
@@ -33,10 +34,14 @@ from baracuda_py.quantize.weights import BLOCK_ELEMENTS, blocks, check_floats
 from baracuda_py.vocab.elements import numpy_dtype
 from baracuda_py.vocab.enums import ElementKind
 
-__all__ = ["ARRAYS_NBYTES", "Chain", "LayerReport"]
+__all__ = ["Chain", "LayerReport", "arrays_nbytes"]
 
-# Blocks in float32 that a search holds at a time.
-ARRAYS_NBYTES = 16 * 4 * BLOCK_ELEMENTS
+_ARRAYS = 16  # blocks in float32 that a search holds at a time
+
+
+def arrays_nbytes(engine: Engine) -> int:
+    """What the blocks take that a search works on."""
+    return _ARRAYS * 4 * (engine.block_elements or BLOCK_ELEMENTS)
 
 
 @frozen
@@ -83,6 +88,7 @@ class Chain:
     _tensors: Mapping[str, TensorHeader] = field(repr=False)
     _calibration: Calibration | None = field(repr=False)
     _group_size: int
+    _device: str | None
     _reports: dict[str, LayerReport] = field(repr=False)
 
     @classmethod
@@ -94,6 +100,7 @@ class Chain:
         format: PackedFormat,
         group_size: int,
         scales_element: ElementKind | None,
+        device: str | None,
         reports: dict[str, LayerReport],
     ) -> Chain:
         """Plan `jobs`; `reports` gets a report of each linear when it is made.
@@ -108,7 +115,8 @@ class Chain:
         return cls(
             tuple(jobs),
             {one.name: WrittenLayer.of(_placeholder(one, group_size, scales_element), format, None) for one in linears},
-            tuple(tensors[name] for name in parts if name in tensors), tensors, calibration, group_size, reports,
+            tuple(tensors[name] for name in parts if name in tensors), tensors, calibration, group_size,
+            device, reports,
         )  # fmt: skip
 
     @property
@@ -179,6 +187,7 @@ class Chain:
                 return quantize_awq_group(
                     weights, group_size=self._group_size, activations=activations, biases=biases,
                     scales_element=element, clip=activations is not None, alphas=ALPHAS if job.maker else (0.0,),
+                    device=self._device,
                 )  # fmt: skip
             except Exception:
                 for linear, weight, bias in zip(job.linears, weights, biases, strict=True):

@@ -29,8 +29,9 @@ from baracuda_py.checkpoints.write import (
 from baracuda_py.errors import CheckpointError
 from baracuda_py.quantize.blocks import folds_in, plan_jobs
 from baracuda_py.quantize.calibration import Calibration
-from baracuda_py.quantize.chain import ARRAYS_NBYTES, Chain, LayerReport
+from baracuda_py.quantize.chain import Chain, LayerReport, arrays_nbytes
 from baracuda_py.quantize.choice import Left, Linear, choose
+from baracuda_py.quantize.engines import engine_on
 from baracuda_py.vocab.enums import ElementKind
 
 __all__ = ["QuantizePlan", "Quantized", "plan_quantize", "quantize_checkpoint"]
@@ -101,6 +102,7 @@ def quantize_checkpoint(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     scales_element: ElementKind | None = None,
+    device: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda _nbytes: None,
@@ -108,7 +110,7 @@ def quantize_checkpoint(
     """Quantise the checkpoint `source` into the folder `target`; see `plan_quantize`, and `QuantizePlan.run`."""
     plan = plan_quantize(
         source, target, format=format, group_size=group_size, activations=activations, fold=fold, only=only, skip=skip,
-        scales_element=scales_element, max_shard_bytes=max_shard_bytes, overwrite=overwrite,
+        scales_element=scales_element, device=device, max_shard_bytes=max_shard_bytes, overwrite=overwrite,
     )  # fmt: skip
     return plan.run(progress)
 
@@ -124,6 +126,7 @@ def plan_quantize(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     scales_element: ElementKind | None = None,
+    device: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> QuantizePlan:
@@ -138,6 +141,7 @@ def plan_quantize(
             `"llama"`: in any model whose blocks have Llama's names; `"none"`: scale nothing.
         only, skip: names and `re:` patterns of modules, as in a configuration's lists; see `choose`.
         scales_element: F16 or BF16; None: BF16 for BF16 weights, else F16.
+        device: of torch, on which to search, e.g. `"cuda"`; None: NumPy.
 
     Raises:
         CheckpointError, UnsupportedCheckpoint: as `choose`, `folds_in` and `Calibration.open` say; activations of a
@@ -145,6 +149,7 @@ def plan_quantize(
     """
     target = Path(target)
     check_format(target, format)
+    engine = engine_on(device)
     checkpoint = open_checkpoint(source)
     tensors = checkpoint.folder.tensors
     found = checkpoint.folder.json("config.json")
@@ -157,7 +162,7 @@ def plan_quantize(
         _check_activations(calibration, linears, tensors)
     reports: dict[str, LayerReport] = {}
     chains = [
-        Chain.of(jobs, tensors, calibration, format, group_size, scales_element, reports)
+        Chain.of(jobs, tensors, calibration, format, group_size, scales_element, device, reports)
         for jobs in plan_jobs(linears, tensors, calibration, refusal)
     ]
     made = {name for chain in chains for name in chain.sources}
@@ -165,7 +170,7 @@ def plan_quantize(
         target, format, [facts for chain in chains for facts in chain.facts], [chain.unit() for chain in chains],
         {name: header for name, header in tensors.items() if name not in made},
         config=config, files=kept_files(checkpoint.folder), max_shard_bytes=max_shard_bytes, overwrite=overwrite,
-        memory_nbytes=max(chain.memory_nbytes for chain in chains) + ARRAYS_NBYTES + OVERHEAD_NBYTES, losses={},
+        memory_nbytes=max(chain.memory_nbytes for chain in chains) + arrays_nbytes(engine) + OVERHEAD_NBYTES, losses={},
     )  # fmt: skip
     before = sum(header.nbytes for header in tensors.values())
     return QuantizePlan(save, linears, left, before, reports)

@@ -24,6 +24,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from baracuda_py.errors import InvalidProblem
+from baracuda_py.quantize.engines import HOST, Engine
 from baracuda_py.quantize.weights import blocks, check_weight
 from baracuda_py.vocab.elements import numpy_dtype
 from baracuda_py.vocab.enums import ElementKind
@@ -63,51 +64,50 @@ class Grid:
     Attributes:
         scales: (..., 1), float32, each exactly a value of the stored element; inf where that overflows.
         zeros: (..., 1), float32, whole numbers in 0..15.
+        engine: whose arrays these are.
     """
 
-    scales: NDArray[np.float32]
-    zeros: NDArray[np.float32]
+    scales: Any
+    zeros: Any
+    engine: Engine
 
     @classmethod
-    def of(cls, groups: NDArray[np.float32], element: ElementKind) -> Grid:
+    def of(cls, groups: Any, element: ElementKind, engine: Engine) -> Grid:
         """The grid that reaches the extremes of each group (..., group)."""
-        least, most = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
-        low, high = np.minimum(least, 0), np.maximum(most, 0)
-        dtype = numpy_dtype(element)
-        equal = (least == most) & (np.maximum(-low, high) <= float(_largest(dtype)))
-        return cls.between(low, high, element, np.where(equal, 1, LARGEST_NIBBLE))
+        xp = engine.xp
+        least, most = xp.amin(groups, axis=-1, keepdims=True), xp.amax(groups, axis=-1, keepdims=True)
+        low, high = xp.clip(least, None, 0), xp.clip(most, 0, None)
+        largest = float(_largest(numpy_dtype(element)))
+        equal = (least == most) & (-low <= largest) & (high <= largest)
+        return cls.between(low, high, element, engine, xp.where(equal, 1, LARGEST_NIBBLE))
 
     @classmethod
-    def between(
-        cls,
-        low: NDArray[np.float32],
-        high: NDArray[np.float32],
-        element: ElementKind,
-        steps: int | NDArray[np.int_] = LARGEST_NIBBLE,
-    ) -> Grid:
+    def between(cls, low: Any, high: Any, element: ElementKind, engine: Engine, steps: Any = LARGEST_NIBBLE) -> Grid:
         """The grid from `low` <= 0 to `high` >= 0 in `steps` steps; of scale 1 where both are 0."""
-        span = high.astype(np.float64) - low
+        xp = engine.xp
+        span = engine.double(high) - low
         with np.errstate(invalid="ignore"):
-            scales = _rounded_up(np.where(span == 0, 1, span), np.where(span == 0, 1, steps), numpy_dtype(element))
-            return cls(scales, np.rint(-low / scales))
+            scales = engine.rounded_up(xp.where(span == 0, 1, span), xp.where(span == 0, 1, steps), element)
+            return cls(scales, xp.round(-low / scales), engine)
 
     def check(self, element: ElementKind) -> None:
         """Raise InvalidProblem when a scale overflows `element`."""
-        if not np.isfinite(self.scales).all():
+        if not self.engine.xp.isfinite(self.scales).all():
             raise InvalidProblem(
                 "weight", f"the range of a group must fit {LARGEST_NIBBLE} scales of {element.name}",
                 rule="scale range", why=f"the largest scale is {float(_largest(numpy_dtype(element))):g}",
                 fix="Store the scales as BF16, or scale the layer down",
             )  # fmt: skip
 
-    def levels(self, groups: NDArray[np.float32]) -> NDArray[np.float32]:
+    def levels(self, groups: Any) -> Any:
         """The nibbles nearest to `groups` (..., group), as float32."""
+        xp = self.engine.xp
         levels = groups / self.scales
-        np.rint(levels, out=levels)
+        xp.round(levels, out=levels)
         levels += self.zeros
-        return np.clip(levels, 0, LARGEST_NIBBLE, out=levels)
+        return xp.clip(levels, 0, LARGEST_NIBBLE, out=levels)
 
-    def nearest(self, groups: NDArray[np.float32]) -> NDArray[np.float32]:
+    def nearest(self, groups: Any) -> Any:
         """The values of the grid nearest to `groups` (..., group); nan where the scale overflows."""
         levels = self.levels(groups)
         levels -= self.zeros
@@ -138,7 +138,7 @@ def round_to_nearest(
     scales = np.empty((oc, ic // group), numpy_dtype(scales_element))
     for rows in blocks(oc, ic):
         groups = weight[rows].astype(np.float32).reshape(-1, ic // group, group)
-        grid = Grid.of(groups, scales_element)
+        grid = Grid.of(groups, scales_element, HOST)
         grid.check(scales_element)
         nibbles[rows] = grid.levels(groups).reshape(-1, ic)
         zeros[rows] = grid.zeros[..., 0]
@@ -150,12 +150,3 @@ def _largest(dtype: np.dtype[Any]) -> Any:
     from ml_dtypes import finfo
 
     return finfo(dtype).max
-
-
-def _rounded_up(span: NDArray[np.float64], steps: NDArray[np.int_], dtype: np.dtype[Any]) -> NDArray[np.float32]:
-    """The smallest values of a 16-bit float `dtype` of which `steps` reach `span` > 0; inf beyond its range."""
-    with np.errstate(over="ignore"):
-        scales = (span / steps).astype(dtype)
-    short = scales.astype(np.float64) * steps < span
-    scales.view(np.uint16)[...] += short  # the next pattern of a positive float is the next larger value
-    return scales.astype(np.float32)

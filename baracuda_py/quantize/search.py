@@ -19,6 +19,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from baracuda_py.quantize.activations import OutputError
+from baracuda_py.quantize.engines import Engine
 from baracuda_py.quantize.rounding import Grid
 from baracuda_py.quantize.weights import blocks
 from baracuda_py.vocab.elements import numpy_dtype
@@ -53,13 +54,15 @@ class Problem:
         error: the output error of a change of the weight.
         within: the same for each group's channels alone; empty when nothing is to be clipped.
         unit: a power of two that brings weights to a size of which squares do not overflow.
+        engine: where it is worked on; errors hold arrays of it.
     """
 
     group: int
     element: ElementKind
     error: OutputError
     within: tuple[OutputError, ...]
-    unit: np.float32
+    unit: float
+    engine: Engine
 
 
 @frozen(eq=False)
@@ -72,20 +75,20 @@ class ScaledRows:
         back: (channels,), float32: unit / s.
     """
 
-    groups: NDArray[np.float32]
-    original: NDArray[np.float32]
-    back: NDArray[np.float32]
+    groups: Any
+    original: Any
+    back: Any
 
     @classmethod
-    def of(cls, problem: Problem, rows: NDArray[np.float32], input_scale: NDArray[np.float32]) -> ScaledRows:
+    def of(cls, problem: Problem, rows: Any, input_scale: Any) -> ScaledRows:
         """Of `rows` (rows, channels) and as many channels' scales."""
         with np.errstate(over="ignore"):
             scaled = rows * input_scale
         groups = scaled.reshape(len(rows), -1, problem.group)
         return cls(groups, rows * problem.unit, problem.unit / input_scale)
 
-    def errors(self, grid: Grid, error: OutputError) -> NDArray[np.float64]:
-        """(rows,), the output error of rounding to `grid`; nan where a scale overflows."""
+    def errors(self, grid: Grid, error: OutputError) -> Any:
+        """(rows,), float64, the output error of rounding to `grid`; nan where a scale overflows."""
         change = grid.nearest(self.groups).reshape(self.original.shape)
         change *= self.back
         change -= self.original
@@ -130,38 +133,42 @@ def search_scale(
     Alpha 0, plain rounding, should be the first of `alphas`; InvalidProblem when the first overflows the scales'
     element, while others that do are passed over. `advance` is called after each alpha of each block.
     """
+    engine = problem.engine
     scales = [input_scale_of(magnitudes, alpha, problem.element) for alpha in alphas]
+    factors = [engine.array(scale) for scale in scales]
     errors = np.zeros((len(weights), len(alphas)))
     unrounded = np.zeros(len(weights))
     for index, weight in enumerate(weights):
-        for block in blocks(*weight.shape):
-            rows = weight[block].astype(np.float32)
-            unrounded[index] += problem.error.of(rows * problem.unit).sum()
-            for column, scale in enumerate(scales):
-                scaled = ScaledRows.of(problem, rows, scale)
-                grid = Grid.of(scaled.groups, problem.element)
+        oc, ic = weight.shape
+        for block in blocks(oc, ic, engine.block_elements):
+            rows = engine.array(weight[block])
+            unrounded[index] += float(problem.error.of(rows * problem.unit).sum())
+            for column, factor in enumerate(factors):
+                scaled = ScaledRows.of(problem, rows, factor)
+                grid = Grid.of(scaled.groups, problem.element, engine)
                 if not column:
                     grid.check(problem.element)
-                errors[index, column] += scaled.errors(grid, problem.error).sum()
+                errors[index, column] += float(scaled.errors(grid, problem.error).sum())
                 advance()
     best = int(np.argmin(np.nan_to_num(errors.sum(axis=0), nan=np.inf)))
     return Found(alphas[best], scales[best], unrounded, errors[:, 0])
 
 
-def clipped_grid(problem: Problem, rows: NDArray[np.float32], input_scale: NDArray[np.float32], grid: Grid) -> Grid:
+def clipped_grid(problem: Problem, rows: Any, input_scale: Any, grid: Grid) -> Grid:
     """`grid` (rows, groups, 1) of `rows` (rows, ic), with the interval of each group shrunk to what errs least."""
-    scales, zeros = grid.scales.copy(), grid.zeros.copy()
+    engine, xp = problem.engine, problem.engine.xp
+    scales, zeros = xp.asarray(grid.scales, copy=True), xp.asarray(grid.zeros, copy=True)
     for index, error in enumerate(problem.within):
         channels = slice(index * problem.group, (index + 1) * problem.group)
         part = ScaledRows.of(problem, rows[:, channels], input_scale[channels])
-        low = np.minimum(part.groups.min(axis=-1, keepdims=True), 0)
-        high = np.maximum(part.groups.max(axis=-1, keepdims=True), 0)
-        least = part.errors(Grid(grid.scales[:, index, None], grid.zeros[:, index, None]), error)
+        low = xp.clip(xp.amin(part.groups, axis=-1, keepdims=True), None, 0)
+        high = xp.clip(xp.amax(part.groups, axis=-1, keepdims=True), 0, None)
+        least = part.errors(Grid(grid.scales[:, index, None], grid.zeros[:, index, None], engine), error)
         for ratio in CLIP_RATIOS:
-            shrunk = Grid.between(low * np.float32(ratio), high * np.float32(ratio), problem.element)
+            shrunk = Grid.between(low * ratio, high * ratio, problem.element, engine)
             errors = part.errors(shrunk, error)
             better = errors < least
             least[better] = errors[better]
             scales[better, index] = shrunk.scales[better, 0]
             zeros[better, index] = shrunk.zeros[better, 0]
-    return Grid(scales, zeros)
+    return Grid(scales, zeros, engine)

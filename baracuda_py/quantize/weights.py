@@ -20,9 +20,11 @@ _FLOAT_ELEMENTS = (ElementKind.F16, ElementKind.BF16, ElementKind.F32)
 BLOCK_ELEMENTS = 1 << 20
 
 
-def blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of rows that hold about `BLOCK_ELEMENTS` values: whole words of 8 rows, the last one aside."""
-    step = max(BLOCK_ELEMENTS // columns // 8, 1) * 8
+def blocks(rows: int, columns: int, elements: int | None = None) -> Iterator[slice]:
+    """Slices of rows that hold about `elements` values: whole words of 8 rows, the last one aside.
+
+    None: `BLOCK_ELEMENTS`."""
+    step = max((elements or BLOCK_ELEMENTS) // columns // 8, 1) * 8
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 

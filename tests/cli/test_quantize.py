@@ -95,7 +95,7 @@ def test_a_target_that_holds_something_needs_overwrite(run, source, tmp_path):
     [
         (("--to", "gguf"), 2), (("--scales", "f17"), 2), (("--max-shard-size", "many"), 2),
         (("--activations", "nowhere.safetensors"), 2), (("--group-size", "48"), 3), (("--scales", "f32"), 3),
-        (("--fold", "gpt"), 3), (("--skip", "nothing"), 3), (("--to", "gptq-v1"), 3),
+        (("--fold", "gpt"), 3), (("--device", "nowhere"), 3), (("--skip", "nothing"), 3), (("--to", "gptq-v1"), 3),
     ],
 )  # fmt: skip
 def test_wrong_options_leave_nothing_behind(run, source, tmp_path, options, code):

@@ -46,10 +46,11 @@ from baracuda_py.quantize import (
     round_to_nearest,
     save_activations,
 )
-from baracuda_py.quantize import checkpoint as checkpoint_module
 from baracuda_py.quantize.blocks import plan_jobs
+from baracuda_py.quantize.chain import arrays_nbytes
 from baracuda_py.quantize.checkpoint import plan_quantize
 from baracuda_py.quantize.choice import Linear
+from baracuda_py.quantize.engines import HOST
 from baracuda_py.vocab.enums import ElementKind
 
 TOKENS = np.random.default_rng(7).standard_normal((96, HIDDEN)).astype(np.float32)
@@ -433,6 +434,6 @@ def test_memory_stays_within_what_the_plan_states_however_many_blocks(target, mo
         plan.run()
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    stated = plan.save.memory_nbytes - OVERHEAD_NBYTES - checkpoint_module.ARRAYS_NBYTES + 16 * 4 * (1 << 12)
+    stated = plan.save.memory_nbytes - OVERHEAD_NBYTES - arrays_nbytes(HOST) + 16 * 4 * (1 << 12)
     assert stated / 5 < peaks[1] < stated
     assert peaks[2] - peaks[1] < 100_000  # headers and reports; the layers are 80,000 bytes a block
