@@ -60,6 +60,10 @@ class Kernel:
     doc: str = ""
 
 
+def _no_samples(descriptor: Any, random: Any) -> Mapping[str, Any]:
+    return {}
+
+
 @frozen(eq=False)
 class Op:
     """One operation: how a problem and its tensors are described, what is valid, what is right, who computes it.
@@ -74,6 +78,8 @@ class Op:
         kernels: implementations.
         examples: small descriptors, each kernel serving at least one of them; tests and docs use them.
         contract: rules that the named plan checks instead, in this order, before it selects.
+        samples: `samples(descriptor, random) -> {name: array}`, values of those inputs for tests that cannot hold just
+            any bits: packed tensors with floats in them. `random` is a NumPy generator.
     """
 
     name: str
@@ -86,6 +92,7 @@ class Op:
     kernels: tuple[Kernel, ...]
     examples: tuple[Any, ...]
     contract: tuple[Rule, ...] = ()
+    samples: Callable[[Any, Any], Mapping[str, Any]] = _no_samples
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -616,9 +623,9 @@ def _kernel_problems(op: Op, kernel: Kernel, implied: Iterable[Rule]) -> Iterato
         yield "examples: none of the op's examples is served by this kernel"
     if isinstance(kernel.code, PtxCode):
         device = dry_device(sku.arch.name.lower())
-        written = {spec.name for spec in op.specs if spec.written}
         for example in served:
             if not op.is_empty(example):
+                written = {spec.name for spec in op.specs if spec.written and spec.needed_on(example)}
                 yield from _launch_problems(kernel.code.launches(example, device), names, written)
 
 

@@ -37,9 +37,14 @@ class Layer:
         self.desc = bp.Int4AwqGemmDescriptor(1, ic, oc, weight_layout=layout)
         copies = -(-ROTATED_BYTES // (ic * oc // 2))
         words = (-(1 << 31), 1 << 31)
-        self.weights = [_words(self.desc.weight_shape, words) for _ in range(copies)]
-        self.zeros = _words((self.desc.groups, oc // 8), words)
-        self.scales = torch.rand(self.desc.groups, oc, device="cuda").mul_(0.01).half()
+        zeros = random_words((self.desc.groups, oc // 8), words)
+        scales = torch.rand(self.desc.groups, oc, device="cuda").mul_(0.01).half()
+        if self.desc.scales_apart:
+            self.zeros, self.scales = zeros, scales
+            self.weights = [random_words(self.desc.weight_shape, words) for _ in range(copies)]
+        else:  # random words would be random scales
+            self.zeros = self.scales = None
+            self.weights = [_tiled(ic, oc, zeros, scales, words) for _ in range(copies)]
 
     def calls(self, kernel: bp.Kernel, x: torch.Tensor, y: torch.Tensor) -> list[Callable[[], None]] | None:
         """One bound run a copy of the weights; None if the kernel refuses this m."""
@@ -54,8 +59,16 @@ class Layer:
         ]
 
 
-def _words(shape: tuple[int, ...], bounds: tuple[int, int]) -> torch.Tensor:
+def random_words(shape: tuple[int, ...], bounds: tuple[int, int]) -> torch.Tensor:
     return torch.randint(*bounds, shape, dtype=torch.int64, device="cuda").to(torch.int32)
+
+
+def _tiled(ic: int, oc: int, zeros: torch.Tensor, scales: torch.Tensor, bounds: tuple[int, int]) -> torch.Tensor:
+    desc = bp.Int4AwqRepackDescriptor(ic, oc, source=bp.AwqWeightLayout.OC_MAJOR, target=bp.AwqWeightLayout.TILED)
+    tiled = torch.empty(desc.target_shape, dtype=torch.int32, device="cuda")
+    args = bp.Int4AwqRepackArgs(random_words(desc.source_shape, bounds), zeros, tiled, None, scales)
+    bp.select(desc, tiled).run(None, bp.Workspace.NONE, args)
+    return tiled
 
 
 def capture(calls: list[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
@@ -123,7 +136,7 @@ def _at(layer: Layer, m: int) -> bp.Int4AwqGemmDescriptor:
     return bp.Int4AwqGemmDescriptor(m, layer.desc.ic, layer.desc.oc, weight_layout=layer.desc.weight_layout)
 
 
-def _shape(text: str) -> tuple[int, int]:
+def shape_of(text: str) -> tuple[int, int]:
     oc, ic = text.split("x")
     return int(oc), int(ic)
 
@@ -141,7 +154,7 @@ def headlines(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--m", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--shapes", type=_shape, nargs="+", default=SHAPES, metavar="OCxIC")
+    parser.add_argument("--shapes", type=shape_of, nargs="+", default=SHAPES, metavar="OCxIC")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     cells = []

@@ -25,6 +25,7 @@ from baracuda_py.checkpoints.formats import Geometry, PackedFormat, check_fits
 from baracuda_py.checkpoints.layer import PackedLayer
 from baracuda_py.checkpoints.nibbles import SYMMETRIC_ZERO, LossReport, Nibbles, compared, requantized, shifted
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
+from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS, Tiling, pack_tiles
 from baracuda_py.vocab.elements import element_of_dtype, numpy_dtype
 from baracuda_py.vocab.enums import ElementKind, EpilogueKind
 
@@ -79,19 +80,24 @@ class GemmOperands:
 
     Attributes:
         layout: of weight_packed and zeros.
+        ic, oc: of the layer.
         group_size: of the scales: that of the layer, or a part of it that the op knows.
-        weight_packed: int32, (oc, ic / 8) for OC_MAJOR, (ic, oc / 8) for HF_GEMM.
-        scales: (groups, oc), f16 or bf16.
-        zeros: (groups, oc / 8), int32.
+        scales_element: F16 or BF16.
+        weight_packed: int32, of the shape that `AwqWeightLayout.weight_shape` says.
+        scales: (groups, oc); None for TILED, whose weights hold them.
+        zeros: (groups, oc / 8), int32; None for TILED.
         bias: (oc,), as the checkpoint has it, or None.
         loss: what the conversion changed.
     """
 
     layout: AwqWeightLayout
+    ic: int
+    oc: int
     group_size: int
+    scales_element: ElementKind
     weight_packed: NDArray[np.int32] = field(repr=False)
-    scales: NDArray[Any] = field(repr=False)
-    zeros: NDArray[np.int32] = field(repr=False)
+    scales: NDArray[Any] | None = field(repr=False)
+    zeros: NDArray[np.int32] | None = field(repr=False)
     bias: NDArray[Any] | None = field(repr=False)
     loss: LossReport
 
@@ -99,16 +105,12 @@ class GemmOperands:
         self, m: int, *, element: ElementKind | None = None, epilogue: EpilogueKind | None = None
     ) -> Int4AwqGemmDescriptor:
         """The GEMM of `m` rows; element None: as the scales; epilogue None: BIAS if there is a bias."""
-        rows, columns = self.weight_packed.shape
-        oc_major = self.layout is AwqWeightLayout.OC_MAJOR
-        scales_element = element_of_dtype(self.scales.dtype)
-        assert scales_element is not None
         if epilogue is None:
             epilogue = EpilogueKind.IDENTITY if self.bias is None else EpilogueKind.BIAS
         return Int4AwqGemmDescriptor(
-            m, columns * 8 if oc_major else rows, rows if oc_major else columns * 8, self.group_size,
-            split_k_iters=None, weight_layout=self.layout, element=scales_element if element is None else element,
-            epilogue=epilogue, scales_element=scales_element,
+            m, self.ic, self.oc, self.group_size, split_k_iters=None, weight_layout=self.layout,
+            element=self.scales_element if element is None else element, epilogue=epilogue,
+            scales_element=self.scales_element,
         )  # fmt: skip
 
     def args(self, activation: Any, output: Any) -> Int4AwqGemmArgs:
@@ -168,15 +170,41 @@ def gemm_operands(layer: PackedLayer, layout: AwqWeightLayout, *, lossy: bool = 
         weight, scales, zeros = (
             np.require(part, requirements=["C", "A"]) for part in parts
         )  # offsets in a file may be odd
-        return GemmOperands(layout, sizes.group_size, weight, scales, zeros, layer.bias, _nothing(layer))
+        return _operands(layout, sizes, weight, scales, scales, zeros, layer.bias, _nothing(layer))
     made, loss = _fitted(layer, _PLAN, sizes, symmetric=False, lossy=lossy, name="the plan")
+    if layout is AwqWeightLayout.TILED:
+        return _operands(layout, sizes, _tiled(made, sizes), made.scales, None, None, layer.bias, loss)
     if layout is AwqWeightLayout.HF_GEMM:
         packed = codecs.pack(_F.AWQ_GEMM, made)
         weight, zeros = packed["qweight"], packed["qzeros"]
     else:
         weight, zeros = np.require(made.words, requirements=["C", "A"]), words.pack(made.zeros)
     scales = np.require(made.scales, requirements=["C", "A"])
-    return GemmOperands(layout, sizes.group_size, weight, scales, zeros, layer.bias, loss)
+    return _operands(layout, sizes, weight, scales, scales, zeros, layer.bias, loss)
+
+
+def _operands(
+    layout: AwqWeightLayout, sizes: Geometry, weight: NDArray[Any], of_scales: NDArray[Any], *parts: Any
+) -> GemmOperands:
+    element = element_of_dtype(of_scales.dtype)
+    assert element is not None
+    return GemmOperands(layout, sizes.ic, sizes.oc, sizes.group_size, element, weight, *parts)
+
+
+_PIECE = 1 << 22  # weights that are held as a byte each, and some times over
+
+
+def _tiled(made: Nibbles, sizes: Geometry) -> NDArray[np.int32]:
+    """The weights as TILED has them."""
+    packed = np.empty(Tiling(sizes.ic, sizes.oc, sizes.group_size).shape, np.int32)
+    tiles = max(1, _PIECE // (sizes.ic * TILE_ROWS))
+    for start in range(0, len(packed), tiles):
+        channels = slice(start * TILE_ROWS, (start + tiles) * TILE_ROWS)
+        pack_tiles(
+            words.unpack(made.words[channels]).T, made.zeros[:, channels], made.scales[:, channels], sizes.group_size,
+            packed[start : start + tiles],
+        )  # fmt: skip
+    return packed
 
 
 def scales_element(layer: PackedLayer, target: PackedFormat) -> ElementKind:

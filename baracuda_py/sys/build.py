@@ -33,7 +33,8 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 """What a portable module (`sm80`) is assembled for, from its own architecture up."""
 
 RUN_ON_GPU: tuple[str, ...] = ("sm_90",)
-"""Architectures whose GPU has run the kernels; the others are only known to assemble."""
+"""Architectures whose GPU has run the kernels, but for sources that say `assembled-only`; the others are only known to
+assemble."""
 
 
 def build_module(source: Source, toolchain: Toolchain) -> tuple[bytes, bytes]:
@@ -77,7 +78,7 @@ def build_module(source: Source, toolchain: Toolchain) -> tuple[bytes, bytes]:
         "constants": source.constants(),
         "allowed_spills": allowed,
         "serves": serves,
-        "assembled_only": [arch for arch in serves if arch not in RUN_ON_GPU],
+        "assembled_only": [arch for arch in serves if arch not in RUN_ON_GPU or arch in source.not_run()],
         "entries": entries,
     }
     return ptx, _json(manifest)

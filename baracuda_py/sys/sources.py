@@ -69,19 +69,26 @@ class Source:
 
     def allowed_spills(self) -> dict[str, int]:
         """Bytes of local memory that `// baracuda: allow-spill <entry> <bytes>` lines allow, by entry."""
-        found: dict[str, int] = {}
+        return {entry: int(nbytes) for word, entry, nbytes in self._directives() if word == "allow-spill"}
+
+    def not_run(self) -> set[str]:
+        """Architectures on whose GPU it has not run yet, by `// baracuda: assembled-only <arch>` lines."""
+        return {arch for word, arch, _ in self._directives() if word == "assembled-only"}
+
+    def _directives(self) -> Iterator[tuple[str, str, str]]:
         for directive in re.findall(r"^\s*// baracuda:(.*)$", self.text(), re.MULTILINE):
             match directive.split():
                 case ["allow-spill", entry, nbytes] if nbytes.isdecimal():
-                    found[entry] = int(nbytes)
+                    yield "allow-spill", entry, nbytes
+                case ["assembled-only", arch] if re.fullmatch(r"sm_\d+", arch):
+                    yield "assembled-only", arch, ""
                 case [arch] if arch == f"arch={self.arch}":
                     pass
                 case _:
                     raise SourceError(
-                        f"{self.label}: cannot read '// baracuda:{directive}'; "
-                        f"known are 'allow-spill <entry> <bytes>' and 'arch={self.arch}'"
+                        f"{self.label}: cannot read '// baracuda:{directive}'; known are "
+                        f"'allow-spill <entry> <bytes>', 'assembled-only <arch>' and 'arch={self.arch}'"
                     )
-        return found
 
     def _included(self, includer: Path) -> Iterator[Path]:
         """Headers of ours that a file includes directly: a quoted name is ours, one in angle brackets may be."""

@@ -188,7 +188,7 @@ def inputs_for(op: Op, descriptor: Any) -> dict[str, NDArray[Any] | None]:
         if spec.role != "out":
             needed = spec.needed_on(descriptor)
             values[spec.name] = _values(spec, descriptor, random) if needed else None
-    return values
+    return values | dict(op.samples(descriptor, random))
 
 
 def _values(spec: TensorSpec, descriptor: Any, random: np.random.Generator) -> NDArray[Any]:

@@ -155,12 +155,15 @@ def tensor(
     role: Role = "in",
     needed: str = "",
     doc: str = "",
-    default: Any = attrs.NOTHING,
+    positional: bool = False,
 ) -> Any:
-    """A tensor field of an `@arguments` class; see `TensorSpec` for what each keyword means."""
+    """A tensor field of an `@arguments` class; see `TensorSpec` for what each keyword means.
+
+    A tensor that is not always needed may be left away, unless it is `positional`: then it is given as None.
+    """
     exprs = Expr(shape) if isinstance(shape, str) else tuple(map(Expr, shape))
     spec = TensorSpec("", element, exprs, strides, role, needed, doc)
-    return attrs.field(default=None if needed and default is attrs.NOTHING else default, metadata={_SPEC: spec})
+    return attrs.field(default=None if needed and not positional else attrs.NOTHING, metadata={_SPEC: spec})
 
 
 @dataclass_transform(field_specifiers=(tensor,))

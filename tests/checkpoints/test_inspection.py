@@ -71,15 +71,15 @@ def test_the_kernel_is_the_one_that_select_takes(tmp_path, format, device):
 
 def test_weights_are_taken_as_they_lie_where_that_is_as_fast(tmp_path):
     layer = one(tmp_path, linear("awq_gemm", 1024, 512))
+    stored_first = (AwqWeightLayout.HF_GEMM, AwqWeightLayout.OC_MAJOR)
     estimates = {
         layout: sum(
             bp.explain(checkpoints.open(tmp_path)[NAME].descriptor(m, layout=layout), "sm_90").candidates[0].cost_us
             for m in (1, 1024)
         )
-        for layout in AwqWeightLayout
+        for layout in stored_first
     }
     fastest = min(estimates.values())
-    stored_first = (AwqWeightLayout.HF_GEMM, AwqWeightLayout.OC_MAJOR)
     expected = next(layout for layout in stored_first if estimates[layout] == fastest)
     assert {serving.layout for serving in layer.servings} == {expected}
 

@@ -12,7 +12,8 @@ from baracuda_py import checkpoints
 from baracuda_py.checkpoints import PackedFormat, transcode, words
 from baracuda_py.errors import UnsupportedCheckpoint
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
-from baracuda_py.ops.quantize.awq_reference import dequantize_reference
+from baracuda_py.ops.quantize.awq_reference import dequantize_reference, untiled_reference
+from baracuda_py.vocab.elements import numpy_dtype
 from baracuda_py.vocab.enums import ElementKind
 
 F = PackedFormat
@@ -81,15 +82,20 @@ def test_operands_are_what_the_reference_dequantises_exactly(source, layout, tmp
     layer = read(tmp_path_factory, source, made, bias=np.arange(256) / 8)
     operands = transcode(layer, layout)
     assert operands.layout is layout
-    w = dequantize_reference(
-        operands.weight_packed, operands.scales, operands.zeros, layout=layout.value, group_size=operands.group_size
-    )
+    packed_weight, zeros, scales, apart = operands.weight_packed, operands.zeros, operands.scales, layout.value
+    if layout is AwqWeightLayout.TILED:
+        assert scales is None
+        assert zeros is None
+        dtype = numpy_dtype(operands.scales_element)
+        packed_weight, zeros, scales = untiled_reference(packed_weight, *MARLIN_SIZES, operands.group_size, dtype)
+        apart = "oc_major"
+    w = dequantize_reference(packed_weight, scales, zeros, layout=apart, group_size=operands.group_size)
     np.testing.assert_array_equal(w, made.exact)
     np.testing.assert_array_equal(operands.bias, (np.arange(256) / 8).astype(np.float16))
     desc = operands.descriptor(3)
     assert (desc.m, desc.ic, desc.oc, desc.group_size, desc.weight_layout) == (3, *MARLIN_SIZES, 128, layout)
     assert desc == layer.descriptor(3, layout=layout)
-    for array in (operands.weight_packed, operands.scales, operands.zeros):
+    for array in (operands.weight_packed, scales, zeros):
         assert array.flags.c_contiguous
         assert array.flags.aligned
 

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 import baracuda_py as bp
+from baracuda_py.ops.quantize.awq_tiles import pack_tiles
 from baracuda_py.testing.batches import batch_of
 from baracuda_py.testing.calls import Call, Case, frobenius_error, reference_outputs
 from baracuda_py.testing.data import inputs_for
 from baracuda_py.vocab.tolerance import relative_tolerance
 
-LAYOUTS = tuple(bp.AwqWeightLayout)
+LAYOUTS = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
+TILED = bp.AwqWeightLayout.TILED
+VARIANTS = [(variant, layout) for variant in ("small_m", "splitk", "tile") for layout in LAYOUTS] + [("stream", TILED)]
 ELEMENTS = (bp.ElementKind.F16, bp.ElementKind.BF16)
 
 
@@ -58,6 +61,13 @@ def test_a_token_has_the_same_bits_in_every_batch_of_up_to_eight(registry, layou
     _rows_are_those_of(_case(registry, "small_m", descriptor), range(1, 8))
 
 
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+@pytest.mark.parametrize(("group", "ic"), [(128, 1280), (64, 1344), (32, 1312), (-1, 1312)])
+def test_a_token_has_the_same_bits_in_every_batch_of_tiled_weights(registry, group, ic, element):
+    descriptor = bp.Int4AwqGemmDescriptor(35, ic, 136, group, None, TILED, element)
+    _rows_are_those_of(_case(registry, "stream", descriptor), (1, 2, 7, 8, 9, 16, 17, 33))
+
+
 @pytest.mark.parametrize("splits", [1, 2, 3, 7, 21])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_ranges_of_k_cover_it_however_many_they_are(registry, layout, splits):
@@ -68,20 +78,22 @@ def test_ranges_of_k_cover_it_however_many_they_are(registry, layout, splits):
     assert frobenius_error(_run(case, inputs), exact) <= relative_tolerance(case.guarantee, descriptor.element)
 
 
-@pytest.mark.parametrize("variant", ["small_m", "splitk", "tile"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize(("variant", "layout"), VARIANTS)
 def test_partial_sums_beyond_f16_do_not_overflow(registry, layout, variant):
     descriptor = bp.Int4AwqGemmDescriptor(8, 256, 64, 128, 2, layout)
     case = _case(registry, variant, descriptor)
     inputs = inputs_for(case.op, descriptor)
     inputs["activation"][:, :128], inputs["activation"][:, 128:] = 6000, -6000
-    inputs["weight_packed"][...] = np.uint32(0xFFFFFFFF).astype(inputs["weight_packed"].dtype)
-    inputs["zeros"][...], inputs["scales"][...] = 0, 1
+    if layout is TILED:
+        nibbles, zeros = np.full((256, 64), 15, np.uint8), np.zeros((2, 64), np.uint8)
+        inputs["weight_packed"] = pack_tiles(nibbles, zeros, np.ones((2, 64), np.float16), 128)
+    else:
+        inputs["weight_packed"][...] = np.uint32(0xFFFFFFFF).astype(inputs["weight_packed"].dtype)
+        inputs["zeros"][...], inputs["scales"][...] = 0, 1
     assert (_run(case, inputs) == 0).all()
 
 
-@pytest.mark.parametrize("variant", ["small_m", "splitk", "tile"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize(("variant", "layout"), VARIANTS)
 @pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
 def test_nan_and_infinity_stay_in_their_rows(registry, layout, variant, element):
     descriptor = bp.Int4AwqGemmDescriptor(7, 256, 64, 128, 2, layout, element)

@@ -10,15 +10,15 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
-from baracuda_py.ops.quantize.awq_host import awq_dequantize_host
+from baracuda_py.ops.quantize.awq_gemm import WEIGHT_SHAPES, AwqWeightLayout, plain_reference, samples
+from baracuda_py.ops.quantize.awq_host import awq_dequantize_host, awq_dequantize_tiled_host
 from baracuda_py.ops.quantize.awq_reference import dequantize_reference
 from baracuda_py.registry import Kernel, Op
 from baracuda_py.sys import module
 from baracuda_py.vocab.code import HostCode, Launch, Pointer, PtxCode, Stride
 from baracuda_py.vocab.descriptors import arguments, descriptor, enum_field, int_field, tensor
 from baracuda_py.vocab.device import Device
-from baracuda_py.vocab.elements import bits_of
+from baracuda_py.vocab.elements import bits_of, numpy_dtype
 from baracuda_py.vocab.enums import (
     ArchSku,
     BackendKind,
@@ -69,7 +69,17 @@ class Int4AwqDequantizeDescriptor:
     @property
     def weight_shape(self) -> tuple[int, int]:
         """Shape of `weight_packed`, in 32-bit words."""
-        return self.weight_layout.weight_shape(self.ic, self.oc)
+        return self.weight_layout.weight_shape(self.ic, self.oc, self.group_size)
+
+    @property
+    def scales_apart(self) -> bool:
+        """Whether scales and zero points are tensors of their own."""
+        return not self.weight_layout.holds_scales
+
+    @property
+    def scales_kind(self) -> ElementKind:
+        """The element of the scales."""
+        return self.scales_element
 
     @property
     def output_shape(self) -> tuple[int, int]:
@@ -84,9 +94,15 @@ _WORDS = (ElementKind.I32, ElementKind.U32)
 class Int4AwqDequantizeArgs:
     """Tensors of one dequantisation. The output's rows may be strided."""
 
-    weight_packed: Any = tensor(_WORDS, "weight_shape", doc="(oc, ic / 8) for OC_MAJOR, (ic, oc / 8) for HF_GEMM")
-    scales: Any = tensor("scales_element", ("groups", "oc"), doc="(ic / group_size, oc), row-major")
-    zeros: Any = tensor(_WORDS, ("groups", "oc // 8"), doc="(ic / group_size, oc / 8), packed along oc")
+    weight_packed: Any = tensor(_WORDS, "weight_shape", doc=WEIGHT_SHAPES)
+    scales: Any = tensor(
+        "scales_element", ("groups", "oc"), needed="scales_apart", positional=True,
+        doc="(ic / group_size, oc), row-major; None for TILED",
+    )  # fmt: skip
+    zeros: Any = tensor(
+        _WORDS, ("groups", "oc // 8"), needed="scales_apart", positional=True,
+        doc="(ic / group_size, oc / 8), packed along oc; None for TILED",
+    )  # fmt: skip
     output: Any = tensor("element", "output_shape", strides="rows", role="out", doc="(ic, oc), or (oc, ic) for RCR")
 
 
@@ -116,17 +132,21 @@ _GUARANTEE = PrecisionGuarantee(
 
 
 def _reference(desc: Int4AwqDequantizeDescriptor, **tensors: Any) -> Any:
-    weights = dequantize_reference(**tensors, layout=desc.weight_layout.value, group_size=desc.group_size)
+    weights = dequantize_reference(
+        **plain_reference(desc.weight_layout, desc, tensors), group_size=desc.group_size
+    )
     return weights.T if desc.layout is LayoutSku.RCR else weights
 
 
 def _host(desc: Int4AwqDequantizeDescriptor, **tensors: Any) -> None:
-    awq_dequantize_host(
-        **tensors,
-        layout=desc.weight_layout.value,
-        group_size=desc.group_size,
-        transposed=desc.layout is LayoutSku.RCR,
-    )
+    how: dict[str, Any] = {"group_size": desc.group_size, "transposed": desc.layout is LayoutSku.RCR}
+    if desc.scales_apart:
+        awq_dequantize_host(**tensors, layout=desc.weight_layout.value, **how)
+        return
+    awq_dequantize_tiled_host(
+        tensors["weight_packed"], tensors["output"], ic=desc.ic, oc=desc.oc,
+        scales_dtype=numpy_dtype(desc.scales_element), **how,
+    )  # fmt: skip
 
 
 def _sku(element: ElementKind, layout: LayoutSku, arch: ArchSku, variant: str) -> KernelSku:
@@ -191,7 +211,10 @@ def _kernel(element: ElementKind, layout: LayoutSku) -> Kernel:
         _sku(element, layout, ArchSku.SM80, ""),
         PtxCode(_MODULE, ArchSku.SM80, _launches),
         cost=_cost,
-        rules=tuple(at_most(name, (1 << 31) - 1, why="the kernel takes it as a 32-bit int") for name in ("ic", "oc")),
+        rules=(
+            one_of("weight_layout", (AwqWeightLayout.OC_MAJOR, AwqWeightLayout.HF_GEMM), why="the kernel reads these"),
+            *(at_most(name, (1 << 31) - 1, why="the kernel takes it as a 32-bit int") for name in ("ic", "oc")),
+        ),
         alignment={"scales": 8},  # four scales at a time
         doc="one pass, transposing through shared memory where the orders differ",
     )
@@ -223,4 +246,5 @@ OP = Op(
         make(element, layout) for make in (_kernel, _host_kernel) for element, layout in product(_ELEMENTS, _LAYOUTS)
     ),
     examples=_examples(),
+    samples=samples,
 )

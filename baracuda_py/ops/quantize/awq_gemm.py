@@ -5,6 +5,8 @@
 Weight layouts (`AwqWeightLayout`), nibble order with high bits left:
     OC_MAJOR  weight_packed (oc, ic / 8), along ic: [7|6|5|4|3|2|1|0];  zeros (groups, oc / 8), along oc: the same
     HF_GEMM   weight_packed (ic, oc / 8), along oc: [7|5|3|1|6|4|2|0];  zeros (groups, oc / 8), along oc: the same
+    TILED     weight_packed (oc / 64, words), with scales and zeros in it, in the order of tensor-core fragments:
+              `awq_tiles` has it bit by bit. Made by `Int4AwqRepack` from either of the others.
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from baracuda_py.ops.quantize.awq_gemm_sm80 import sm80_kernels
-from baracuda_py.ops.quantize.awq_host import awq_gemm_host
+from baracuda_py.ops.quantize.awq_gemm_tiled import tiled_kernels
+from baracuda_py.ops.quantize.awq_host import awq_gemm_host, awq_gemm_tiled_host
 from baracuda_py.ops.quantize.awq_onnxruntime import PreparedAwqGemm, awq_gemm_onnxruntime
-from baracuda_py.ops.quantize.awq_reference import gemm_reference
+from baracuda_py.ops.quantize.awq_reference import gemm_reference, untiled_reference
+from baracuda_py.ops.quantize.awq_tiles import Tiling, pack_tiles
 from baracuda_py.registry import Kernel, Op
 from baracuda_py.vocab.code import HostCode
 from baracuda_py.vocab.descriptors import arguments, descriptor, enum_field, int_field, tensor
 from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.elements import numpy_dtype
 from baracuda_py.vocab.enums import (
     ArchSku,
     BackendKind,
@@ -43,9 +48,17 @@ class AwqWeightLayout(Enum):
 
     OC_MAJOR = "oc_major"  # baracuda's: a row of words an output channel
     HF_GEMM = "hf_gemm"  # what Hugging Face *-AWQ checkpoints hold: a row of words an input channel
+    TILED = "tiled"  # ours: fragments for tensor cores, scales and zero points beside them
 
-    def weight_shape(self, ic: int, oc: int) -> tuple[int, int]:
-        """Shape of packed (ic, oc) weights, in 32-bit words."""
+    @property
+    def holds_scales(self) -> bool:
+        """Whether scales and zero points lie in the packed weights, and are no tensors of their own."""
+        return self is AwqWeightLayout.TILED
+
+    def weight_shape(self, ic: int, oc: int, group_size: int) -> tuple[int, int]:
+        """Shape of packed (ic, oc) weights, in 32-bit words. The group size counts for TILED alone."""
+        if self is AwqWeightLayout.TILED:
+            return Tiling(ic, oc, group_size).shape
         return (oc, ic // 8) if self is AwqWeightLayout.OC_MAJOR else (ic, oc // 8)
 
 
@@ -101,7 +114,12 @@ class Int4AwqGemmDescriptor:
     @property
     def weight_shape(self) -> tuple[int, int]:
         """Shape of `weight_packed`, in 32-bit words."""
-        return self.weight_layout.weight_shape(self.ic, self.oc)
+        return self.weight_layout.weight_shape(self.ic, self.oc, self.group_size)
+
+    @property
+    def scales_apart(self) -> bool:
+        """Whether scales and zero points are tensors of their own."""
+        return not self.weight_layout.holds_scales
 
     @property
     def scales_kind(self) -> ElementKind:
@@ -115,6 +133,7 @@ class Int4AwqGemmDescriptor:
 
 
 _WORDS = (ElementKind.I32, ElementKind.U32)
+WEIGHT_SHAPES = "(oc, ic / 8) for OC_MAJOR, (ic, oc / 8) for HF_GEMM; for TILED as `AwqWeightLayout.weight_shape` says"
 
 
 @arguments
@@ -122,13 +141,15 @@ class Int4AwqGemmArgs:
     """Tensors of one AWQ GEMM. Rows of activation and output may be strided; the packed tensors are contiguous."""
 
     activation: Any = tensor("element", ("m", "ic"), strides="rows", doc="(m, ic), row-major")
-    weight_packed: Any = tensor(
-        _WORDS, "weight_shape", role="constant", doc="(oc, ic / 8) for OC_MAJOR, (ic, oc / 8) for HF_GEMM"
-    )
-    scales: Any = tensor("scales_kind", ("groups", "oc"), role="constant", doc="(ic / group_size, oc), row-major")
+    weight_packed: Any = tensor(_WORDS, "weight_shape", role="constant", doc=WEIGHT_SHAPES)
+    scales: Any = tensor(
+        "scales_kind", ("groups", "oc"), role="constant", needed="scales_apart", positional=True,
+        doc="(ic / group_size, oc), row-major; None for TILED",
+    )  # fmt: skip
     zeros: Any = tensor(
-        _WORDS, ("groups", "oc // 8"), role="constant", doc="(ic / group_size, oc / 8), packed along oc"
-    )
+        _WORDS, ("groups", "oc // 8"), role="constant", needed="scales_apart", positional=True,
+        doc="(ic / group_size, oc / 8), packed along oc; None for TILED",
+    )  # fmt: skip
     output: Any = tensor("element", ("m", "oc"), strides="rows", role="out", doc="(m, oc), row-major")
     bias: Any = tensor("element", ("oc",), needed="has_bias", doc="(oc,); for every epilogue but IDENTITY")
 
@@ -162,19 +183,49 @@ CONTRACT = (
         "ic", "32 * split_k_iters", why="each split takes whole steps of 32", fix="Use fewer splits, or bp.select"
     ),
     one_of("element", (ElementKind.F16,), why="the contract's kernel takes f16", fix="bp.select serves bf16"),
-)
+    one_of(
+        "weight_layout", (AwqWeightLayout.OC_MAJOR, AwqWeightLayout.HF_GEMM), why="TILED is no layout of baracuda's",
+        fix="bp.select serves it",
+    ),
+)  # fmt: skip
 
 
 def _reference(desc: Int4AwqGemmDescriptor, **tensors: Any) -> Any:
     return gemm_reference(
-        **tensors, layout=desc.weight_layout.value, group_size=desc.group_size, epilogue=int(desc.epilogue)
+        **plain_reference(desc.weight_layout, desc, tensors), group_size=desc.group_size, epilogue=int(desc.epilogue)
     )
+
+
+def plain_reference(layout: AwqWeightLayout, desc: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the oracles, which know OC_MAJOR and HF_GEMM: TILED weights are taken apart."""
+    if not layout.holds_scales:
+        return {**tensors, "layout": layout.value}
+    parts = untiled_reference(
+        tensors["weight_packed"], desc.ic, desc.oc, desc.group_size, numpy_dtype(desc.scales_kind)
+    )
+    return {**tensors, **dict(zip(("weight_packed", "zeros", "scales"), parts, strict=True)), "layout": "oc_major"}
+
+
+def samples(desc: Any, random: Any) -> dict[str, Any]:
+    """TILED weights: random nibbles and zero points, distinct scales."""
+    if desc.scales_apart:
+        return {}
+    import numpy as np
+
+    nibbles = random.integers(0, 16, (desc.ic, desc.oc)).astype(np.uint8)
+    zeros = random.integers(0, 16, (desc.groups, desc.oc)).astype(np.uint8)
+    zeros.reshape(-1)[:2] = (0, 15)[: zeros.size]
+    scales = (1 + random.permutation(desc.groups * desc.oc) % 128 / 128).reshape(zeros.shape)
+    return {"weight_packed": pack_tiles(nibbles, zeros, scales.astype(numpy_dtype(desc.scales_kind)), desc.group_size)}
 
 
 def _host(desc: Int4AwqGemmDescriptor, **tensors: Any) -> None:
-    awq_gemm_host(
-        **tensors, layout=desc.weight_layout.value, group_size=desc.group_size, epilogue=int(desc.epilogue)
-    )
+    sizes: dict[str, Any] = {"group_size": desc.group_size, "epilogue": int(desc.epilogue)}
+    if desc.scales_apart:
+        awq_gemm_host(**tensors, layout=desc.weight_layout.value, **sizes)
+        return
+    del tensors["scales"], tensors["zeros"]
+    awq_gemm_tiled_host(**tensors, oc=desc.oc, scales_dtype=numpy_dtype(desc.scales_kind), **sizes)
 
 
 def _onnxruntime(desc: Int4AwqGemmDescriptor, **tensors: Any) -> None:
@@ -213,7 +264,7 @@ def sku(
     variant: str,
     layout: LayoutSku = LayoutSku.RCR,
 ) -> KernelSku:
-    """The SKU of an AWQ GEMM kernel; RCR stands for OC_MAJOR weights, RRR for HF_GEMM."""
+    """The SKU of an AWQ GEMM kernel; RCR stands for OC_MAJOR and TILED weights, RRR for HF_GEMM."""
     backend = BackendKind.HOST if arch is ArchSku.HOST else BackendKind.BESPOKE
     return KernelSku(
         OpCategory.QUANTIZATION, QuantizeKind.INT4_AWQ_GEMM, element, ElementKind.U4, layout, epilogue, arch,
@@ -270,6 +321,8 @@ def _examples() -> tuple[Int4AwqGemmDescriptor, ...]:
     return (*every, *odd, mixed)
 
 
+_DIRECT = (AwqWeightLayout.OC_MAJOR, AwqWeightLayout.HF_GEMM)  # with scales and zero points apart
+
 OP = Op(
     name="int4_awq_gemm",
     category=OpCategory.QUANTIZATION,
@@ -279,9 +332,11 @@ OP = Op(
     rules=RULES,
     reference=_reference,
     kernels=(
-        *(kernel for layout in AwqWeightLayout for kernel in sm80_kernels(layout)),
+        *(kernel for layout in _DIRECT for kernel in sm80_kernels(layout)),
+        *tiled_kernels(AwqWeightLayout.TILED),
         *(kernel for element in _ELEMENTS for epilogue in EpilogueKind for kernel in _host_kernels(element, epilogue)),
     ),
     examples=_examples(),
     contract=CONTRACT,
+    samples=samples,
 )

@@ -33,7 +33,7 @@ from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
 if TYPE_CHECKING:
     from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmDescriptor
 
-__all__ = ["sm80_kernels"]
+__all__ = ["guarantee", "operands", "sm80_kernels", "streaming_us"]
 
 _ARCH = ArchSku.SM80
 _MAX_SPLITS = 32  # more would read back more partials than there is work in a split
@@ -50,7 +50,7 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _operands(desc: Int4AwqGemmDescriptor) -> tuple[Parameter, ...]:
+def operands(desc: Int4AwqGemmDescriptor) -> tuple[Parameter, ...]:
     """BARACUDA_AWQ_GEMM_PARAMETERS of awq_gemm.cuh."""
     return (
         Pointer("activation"),
@@ -102,7 +102,7 @@ def _tile_launches(desc: Int4AwqGemmDescriptor, splits: int) -> tuple[Launch, ..
         f"awq_gemm_splitk_sm80_{element}_{layout}_m{rows}",
         (_ceil_div(desc.m, rows) * _ceil_div(desc.oc, code.constant("kTileN")), 1, splits),
         (code.constant(f"kTileM{rows}Threads"), 1, 1),
-        (*_operands(desc), Pointer(WORKSPACE)),
+        (*operands(desc), Pointer(WORKSPACE)),
         code.constant(f"kTileM{rows}SharedBytes"),
     )
     if splits == 1:
@@ -170,20 +170,21 @@ def _small_m_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Laun
     if channels == 32 and blocks >= 2 * device.sm_count:
         warps = min(warps, 8)  # so that an SM holds two
     shared = warps * channels * code.constant("kSumBytesPerChannel")
-    return (Launch(entry.name, (blocks, 1, 1), (32 * warps, 1, 1), _operands(desc), shared),)
+    return (Launch(entry.name, (blocks, 1, 1), (32 * warps, 1, 1), operands(desc), shared),)
 
 
 # -- estimates ---------------------------------------------------------------------------------------------------
 
 
-def _streaming_us(desc: Int4AwqGemmDescriptor, device: Device, efficiency: float) -> float:
+def streaming_us(desc: Int4AwqGemmDescriptor, device: Device, efficiency: float) -> float:
+    """Time that the bytes of weights and activations take at a share of the device's bandwidth."""
     weight = desc.ic * desc.oc / 2 + desc.groups * desc.oc * 2.5
     activation = 2 * desc.m * (desc.ic + desc.oc)
     return (weight + activation) / (device.bytes_per_us * efficiency)
 
 
 def _small_m_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
-    return 3.0 + _streaming_us(desc, device, 0.65)
+    return 3.0 + streaming_us(desc, device, 0.65)
 
 
 def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> float:
@@ -194,7 +195,7 @@ def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> floa
     flop = 2 * _ceil_div(desc.m, rows) * rows * desc.ic * desc.oc
     arithmetic = flop / (device.flop_per_us * 0.3 * max(busy, 1e-3))
     partials = 2 * splits * desc.m * desc.oc * 4 / device.bytes_per_us + 2.5 if splits > 1 else 0.0
-    return 4.0 + max(arithmetic, _streaming_us(desc, device, 0.4 * min(1.0, busy * 2))) + partials
+    return 4.0 + max(arithmetic, streaming_us(desc, device, 0.4 * min(1.0, busy * 2))) + partials
 
 
 def _splitk_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
@@ -215,7 +216,8 @@ def _direct_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 _ALIGNMENT = {"activation": 16, "weight_packed": 16, "scales": 16, "zeros": 4}
 
 
-def _guarantee(element: ElementKind, *, batch_invariant: bool) -> PrecisionGuarantee:
+def guarantee(element: ElementKind, *, batch_invariant: bool) -> PrecisionGuarantee:
+    """What the kernels promise: f32 sums in a fixed order."""
     return PrecisionGuarantee(
         MathPrecision.BF16 if element is ElementKind.BF16 else MathPrecision.F16,
         ElementKind.F32,
@@ -281,7 +283,7 @@ def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
                     epilogue,
                     _ARCH,
                     BackendKind.BESPOKE,
-                    _guarantee(element, batch_invariant=invariant),
+                    guarantee(element, batch_invariant=invariant),
                     f"{variant}_{layout.value}",
                 ),
                 PtxCode(f"quantize.awq_gemm.{part}_{layout.value}", _ARCH, launches),

@@ -8,7 +8,8 @@ ones another; they are never put side by side. What a plane holds is the layout'
 
 so it is x, or the small result, that gets shuffled. Zero points never touch the weights of a GEMM: since
 x @ ((q - z) * s) = sum over groups of s * (x @ q) - s * z * rowsum(x), they are one thin matrix product on the row
-sums. BLAS does the rest, on `BLOCK_WEIGHTS` weights at a time.
+sums. BLAS does the rest, on `BLOCK_WEIGHTS` weights at a time. TILED weights are put in order instead, some tiles at a
+time, and dequantised.
 
 A row of x that holds an inf or a NaN gives a row of sums without a finite value, though an inf may come out as NaN:
 where w = 0 as in any GEMM, and here also because the zero point's part is subtracted later. Values beyond a type's
@@ -16,6 +17,7 @@ range become inf silently, as on a GPU.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,8 +25,15 @@ from numpy.typing import NDArray
 
 from baracuda_py.ops.host_epilogue import IDENTITY, apply_epilogue
 from baracuda_py.ops.quantize.awq_packing import HF_COLUMN_OF_NIBBLE, HF_GEMM, OC_MAJOR, unpack_zeros
+from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS, unpack_tiles
 
-__all__ = ["BLOCK_WEIGHTS", "awq_dequantize_host", "awq_gemm_host"]
+__all__ = [
+    "BLOCK_WEIGHTS",
+    "awq_dequantize_host",
+    "awq_dequantize_tiled_host",
+    "awq_gemm_host",
+    "awq_gemm_tiled_host",
+]
 
 # A block is this many rows of packed storage, and this many weights along a row; half of them make a plane.
 _BLOCK_ROWS = 512
@@ -83,6 +92,61 @@ def awq_gemm_host(
             values -= row_sums @ (column_zeros * column_scales)
             apply_epilogue(values, None if bias is None else bias[columns], epilogue)
             y[:, columns] = values
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def awq_gemm_tiled_host(
+    activation: NDArray[Any],
+    weight_packed: NDArray[np.int32],
+    output: NDArray[Any],
+    bias: NDArray[Any] | None = None,
+    *,
+    oc: int,
+    scales_dtype: Any,
+    group_size: int,
+    epilogue: int = IDENTITY,
+) -> None:
+    """`awq_gemm_host` for TILED weights, which hold their scales, of `scales_dtype`, and zero points."""
+    for start in range(0, activation.shape[0], _PASS_ROWS):
+        x = np.ascontiguousarray(activation[start : start + _PASS_ROWS], dtype=np.float32)
+        for columns, weight in _untiled(weight_packed, x.shape[1], oc, group_size, scales_dtype):
+            values = x @ weight
+            apply_epilogue(values, None if bias is None else bias[columns], epilogue)
+            output[start : start + _PASS_ROWS, columns] = values
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def awq_dequantize_tiled_host(
+    weight_packed: NDArray[np.int32],
+    output: NDArray[Any],
+    *,
+    ic: int,
+    oc: int,
+    scales_dtype: Any,
+    group_size: int,
+    transposed: bool,
+) -> None:
+    """`awq_dequantize_host` for TILED weights."""
+    target = output.T if transposed else output
+    for columns, weight in _untiled(weight_packed, ic, oc, group_size, scales_dtype):
+        target[:, columns] = weight
+
+
+def _untiled(
+    weight_packed: NDArray[np.int32], ic: int, oc: int, group_size: int, scales_dtype: Any
+) -> Iterator[tuple[slice, Floats]]:
+    """Output channels, and their weights (ic, columns) in float32, some tiles at a time."""
+    tiles = max(1, BLOCK_WEIGHTS // max(ic * TILE_ROWS, 1))
+    for start in range(0, len(weight_packed), tiles):
+        columns = slice(start * TILE_ROWS, min((start + tiles) * TILE_ROWS, oc))
+        words = weight_packed[start : start + tiles]
+        q, z, s = unpack_tiles(words, ic, columns.stop - columns.start, group_size, scales_dtype)
+        weight = q.astype(np.float32)
+        if ic:
+            group = ic // len(z)
+            weight -= np.repeat(z, group, axis=0)
+            weight *= np.repeat(s.astype(np.float32), group, axis=0)
+        yield columns, weight
 
 
 @np.errstate(over="ignore", invalid="ignore")

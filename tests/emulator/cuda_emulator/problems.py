@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import permutations
 from typing import Any
 
 from attrs import evolve
@@ -16,7 +17,9 @@ from baracuda_py.vocab.code import PtxCode
 
 __all__ = ["cuda_kernels", "cuda_ops", "problems"]
 
-_BOTH = tuple(bp.AwqWeightLayout)
+_BOTH = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
+_TILED = bp.AwqWeightLayout.TILED
+_CHANGES = tuple(permutations(bp.AwqWeightLayout, 2))
 
 _FURTHER: dict[str, tuple[Any, ...]] = {
     "int4_awq_gemm": (
@@ -29,13 +32,16 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
         # Every warp of the small-m kernels takes more than one block of k.
         *(bp.Int4AwqGemmDescriptor(3, 2304, 136, group, None, layout) for group in (128, 64, 32) for layout in _BOTH),
         *(bp.Int4AwqGemmDescriptor(8, 2080, 72, -1, None, layout, bp.ElementKind.BF16) for layout in _BOTH),
+        # Every warp goes round its ring more than once; more tokens than a block takes; ragged last blocks of k.
+        *(bp.Int4AwqGemmDescriptor(m, 4160, 40, group, None, _TILED) for m, group in ((3, -1), (9, 64), (35, 32))),
+        *(bp.Int4AwqGemmDescriptor(m, 4224, 72, 128, None, _TILED, bp.ElementKind.BF16) for m in (8, 17)),
     ),
     "int4_awq_repack": (
         # Several tiles each way, the last ones ragged; rows of 33 words lie at no multiples of 16 bytes.
-        *(bp.Int4AwqRepackDescriptor(544, 288, 32, *layouts) for layouts in (_BOTH, _BOTH[::-1])),
-        *(bp.Int4AwqRepackDescriptor(288, 264, -1, *layouts) for layouts in (_BOTH, _BOTH[::-1])),
+        *(bp.Int4AwqRepackDescriptor(544, 288, 32, *layouts) for layouts in _CHANGES),
+        *(bp.Int4AwqRepackDescriptor(288, 264, -1, *layouts) for layouts in _CHANGES),
         # A group's zero points take more than one block.
-        *(bp.Int4AwqRepackDescriptor(32, 2056, 32, *layouts) for layouts in (_BOTH, _BOTH[::-1])),
+        *(bp.Int4AwqRepackDescriptor(32, 2056, 32, *layouts) for layouts in _CHANGES),
     ),
     "softmax": (
         # Several threads share a slice that is not innermost.

@@ -17,9 +17,12 @@ constexpr int kSeveral = -2;
 struct Byte {
   std::uint64_t written = 0;  // the interval between barriers of the last write, and of the last read
   std::uint64_t read = 0;
+  std::uint64_t write_step = 0;  // the interval between barriers of its warp of the last write, and of the last read
+  std::uint64_t read_step = 0;
   int writer = kNobody;
-  int reader = kNobody;  // in interval `read`, or kSeveral
-  int copier = kNobody;  // whose copy is in flight to it
+  int reader = kNobody;       // in interval `read`, or kSeveral
+  int reading_warp = kNobody;  // of those, or kSeveral
+  int copier = kNobody;       // whose copy is in flight to it
 };
 
 struct Region {
@@ -35,6 +38,15 @@ struct Region {
 
 Region regions[2] = {{nullptr, {}, "dynamic"}, {nullptr, {}, "static"}};
 std::uint64_t interval, block_begin;  // counted on from block to block, so that no byte need be reset
+std::uint64_t steps[kMaxThreads / kWarpLanes];  // of each warp, the intervals between its barriers; counted on too
+
+// Whether a barrier of the thread's warp lies between what `warp` did in `step`, and now.
+bool after_warp_barrier(int thread, int warp, std::uint64_t step) {
+  return thread / kWarpLanes == warp && step < steps[warp];
+}
+bool after_write(int thread, const Byte& byte) {
+  return byte.writer != kNobody && after_warp_barrier(thread, byte.writer / kWarpLanes, byte.write_step);
+}
 
 [[noreturn]] void report(const Region& region, const char* address, const char* format, int other) {
   char what[128];
@@ -62,9 +74,10 @@ void check_no_copy(const Region& region, const char* address, const Byte& byte) 
 
 void check_write(const Region& region, const char* address, const Byte& byte, int thread) {
   check_no_copy(region, address, byte);
-  if (byte.written == interval && byte.writer != thread) {
+  if (byte.written == interval && byte.writer != thread && !after_write(thread, byte)) {
     report(region, address, "a write to bytes that thread %d wrote since the last barrier", byte.writer);
   }
+  if (after_warp_barrier(thread, byte.reading_warp, byte.read_step)) return;
   if (byte.read == interval && byte.reader == kSeveral) {
     report(region, address, "a write to bytes that other threads read since the last barrier%.0d", 0);
   }
@@ -84,16 +97,20 @@ void watch_shared(char* dynamic, std::size_t dynamic_nbytes, char* statics, std:
 
 void begin_block() { block_begin = ++interval; }
 void pass_barrier() { ++interval; }
+void pass_warp_barrier(int warp) { ++steps[warp]; }
 
 void note_read(int thread, const void* address, std::size_t nbytes) {
   each_byte(address, nbytes, [&](const Region& region, const char* at, Byte& byte) {
     check_no_copy(region, at, byte);
     if (byte.written < block_begin) report(region, at, "a read of bytes that the block has not written%.0d", 0);
-    if (byte.written == interval && byte.writer != thread) {
+    if (byte.written == interval && byte.writer != thread && !after_write(thread, byte)) {
       report(region, at, "a read of bytes that thread %d wrote since the last barrier", byte.writer);
     }
+    const int warp = thread / kWarpLanes;
     byte.reader = byte.read == interval && byte.reader != thread ? kSeveral : thread;
+    byte.reading_warp = byte.read == interval && byte.reading_warp != warp ? kSeveral : warp;
     byte.read = interval;
+    byte.read_step = steps[warp];
   });
 }
 
@@ -102,6 +119,7 @@ void note_write(int thread, const void* address, std::size_t nbytes) {
     check_write(region, at, byte, thread);
     byte.written = interval;
     byte.writer = thread;
+    byte.write_step = steps[thread / kWarpLanes];
   });
 }
 
@@ -117,6 +135,7 @@ void note_copy_landed(int thread, const void* address, std::size_t nbytes) {
     byte.copier = kNobody;
     byte.written = interval;
     byte.writer = thread;
+    byte.write_step = steps[thread / kWarpLanes];
   });
 }
 

@@ -42,6 +42,7 @@ using emulator::gridDim;
 using emulator::threadIdx;
 
 inline void __syncthreads() { emulator::block_barrier(); }
+inline void __syncwarp() { emulator::warp_collective(emulator::warp_barrier, nullptr); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {

@@ -21,7 +21,6 @@ Thread* running;
 
 namespace {
 
-constexpr int kMaxThreads = 1024;
 constexpr std::size_t kStackBytes = 128 * 1024;
 constexpr std::size_t kStackPeriod = kStackBytes + kPage;
 static_assert(kStackBytes % kPage == 0, "guards are whole pages");

@@ -8,6 +8,7 @@
 namespace emulator {
 
 constexpr int kWarpLanes = 32;
+constexpr int kMaxThreads = 1024;  // of a block
 
 struct Extent {
   unsigned x, y, z;
@@ -23,6 +24,8 @@ void block_barrier();
 // last has come.
 using WarpFunction = void (*)(void* const (&operands)[kWarpLanes]);
 void warp_collective(WarpFunction function, void* operands);
+
+void warp_barrier(void* const (&operands)[kWarpLanes]);
 
 struct Shuffle {
   unsigned mask;

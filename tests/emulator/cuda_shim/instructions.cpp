@@ -90,6 +90,8 @@ void ldmatrix_x4(void* const (&operands)[kWarpLanes]) {
 unsigned fma_pair_f16(unsigned a, unsigned b, unsigned c) { return fma_pair<F16>(a, b, c); }
 unsigned fma_pair_bf16(unsigned a, unsigned b, unsigned c) { return fma_pair<Bf16>(a, b, c); }
 
+void warp_barrier(void* const (&)[kWarpLanes]) { pass_warp_barrier(running_thread() / kWarpLanes); }
+
 void shuffle_xor(void* const (&operands)[kWarpLanes]) {
   for (int lane = 0; lane < kWarpLanes; ++lane) {
     auto& own = *static_cast<Shuffle*>(operands[lane]);

@@ -52,6 +52,38 @@ void shuffle_as_barrier(const unsigned* in, unsigned* out) {
   out[threadIdx.x] = s_words[kDefect ? threadIdx.x ^ 1 : threadIdx.x];
 }
 
+// Each lane passes its word on to its warp's mirror lane, and the block's order is turned by the result's place.
+template <bool kDefect>
+void no_warp_barrier_before_read(const unsigned* in, unsigned* out) {
+  unsigned* s_words = dynamic_shared<unsigned>();
+  s_words[threadIdx.x] = in[threadIdx.x];
+  if (!kDefect) __syncwarp();
+  out[kThreads - 1 - (threadIdx.x ^ 31)] = s_words[threadIdx.x ^ 31];
+}
+
+// All lanes read a word that the first one then writes again.
+template <bool kDefect>
+void no_warp_barrier_before_reuse(const unsigned* in, unsigned* out) {
+  unsigned* s_words = dynamic_shared<unsigned>();
+  s_words[threadIdx.x] = in[threadIdx.x];
+  __syncwarp();
+  const unsigned lane = threadIdx.x % 32, first = threadIdx.x - lane;
+  const unsigned word = s_words[first];
+  if (!kDefect) __syncwarp();
+  if (lane == 0) s_words[first] = in[first];
+  __syncwarp();
+  out[kThreads - 1 - threadIdx.x] = s_words[threadIdx.x] + (word - in[first]);
+}
+
+template <bool kDefect>
+void warp_barrier_for_another_warp(const unsigned* in, unsigned* out) {
+  unsigned* s_words = dynamic_shared<unsigned>();
+  s_words[threadIdx.x] = in[threadIdx.x];
+  if (kDefect) __syncwarp();
+  if (!kDefect) __syncthreads();
+  out[threadIdx.x] = s_words[kThreads - 1 - threadIdx.x];
+}
+
 template <bool kDefect>
 void copy_not_waited_for(const unsigned* in, unsigned* out) {
   unsigned* s_words = dynamic_shared<unsigned>();
@@ -222,6 +254,9 @@ DEFECT(no_barrier_before_read)
 DEFECT(no_barrier_before_static_read)
 DEFECT(no_barrier_before_reuse)
 DEFECT(shuffle_as_barrier)
+DEFECT(no_warp_barrier_before_read)
+DEFECT(no_warp_barrier_before_reuse)
+DEFECT(warp_barrier_for_another_warp)
 DEFECT(copy_not_waited_for)
 DEFECT(one_copy_too_many_left_pending)
 DEFECT(copy_not_committed)

@@ -23,6 +23,7 @@ SHAPES = ((256, 64), (896, 896), (4096, 4096), (4096, 14336), (10944, 2048))
 ELEMENTS = (ElementKind.F16, ElementKind.BF16)
 SPLITS = (8, 7, 6, 4, 3, 2, 1)
 RERUNS = 1_000
+TILED = bp.AwqWeightLayout.TILED
 
 # Column (or row) of each nibble of a word, low bits first.
 ORDERS = {bp.AwqWeightLayout.OC_MAJOR: (0, 1, 2, 3, 4, 5, 6, 7), bp.AwqWeightLayout.HF_GEMM: (0, 2, 4, 6, 1, 3, 5, 7)}
@@ -45,6 +46,31 @@ def _pack(torch, nibbles, order):
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32).contiguous()
 
 
+def _tile(torch, q, z, scales, group_size):
+    """Words of the layout TILED: blocks of 32 channels by 128, as awq_tiles describes them."""
+    (ic, oc), tiles, columns = q.shape, -(-q.shape[1] // 64), -(-len(q) // 128)
+    parts = {32: 4, 64: 2}.get(group_size, 1)
+    starts = torch.arange(columns * parts, device=q.device) * (128 // parts)
+    stored = torch.clamp(starts // (ic // len(z)), max=len(z) - 1)
+
+    def padded(values):  # (groups, oc) -> [tile][column][f][part][r][m][h]
+        wide = torch.nn.functional.pad(values[stored], (0, tiles * 64 - oc))
+        return wide.reshape(columns, parts, tiles, 2, 2, 2, 8).permute(2, 0, 3, 1, 6, 4, 5).contiguous()
+
+    wide = torch.zeros((columns * 128, tiles * 64), dtype=torch.int64, device=q.device)
+    wide[:ic, :oc], wide[ic:, :oc] = q, z[-1]
+    places = wide.reshape(columns, 2, 4, 2, 4, 2, tiles, 2, 2, 2, 8)
+    words = sum(
+        places[:, :, :, d, :, e, :, :, :, h] << 4 * (h + 2 * d + 4 * e) for h in (0, 1) for d in (0, 1) for e in (0, 1)
+    ).permute(4, 0, 5, 6, 1, 7, 3, 2)
+    words = torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32).contiguous()
+    pairs = padded(z)
+    pairs = (pairs[..., 0] | pairs[..., 1] << 4).to(torch.uint8)
+    images = (words, padded(scales.view(torch.int16)), pairs)
+    blocks = torch.cat([image.view(torch.uint8).reshape(tiles, columns, 2, -1) for image in images], dim=-1)
+    return blocks.contiguous().view(torch.int32).reshape(tiles, -1)
+
+
 class Layer:
     """Nibbles, scales and their packed forms on the GPU."""
 
@@ -64,11 +90,15 @@ class Layer:
     def set(self, z, scales, group):
         """Take zero points (groups, oc) and scales, and pack everything."""
         torch = self.torch
-        order = ORDERS[self.layout]
-        self.scales = scales
-        self.zeros = _pack(torch, z, order)
-        by_output = self.layout is bp.AwqWeightLayout.OC_MAJOR
-        self.words = _pack(torch, self.q.T if by_output else self.q, order)
+        if self.layout is TILED:
+            self.scales = self.zeros = None
+            self.words = _tile(torch, self.q, z, scales, self.group_size)
+        else:
+            order = ORDERS[self.layout]
+            self.scales = scales
+            self.zeros = _pack(torch, z, order)
+            by_output = self.layout is bp.AwqWeightLayout.OC_MAJOR
+            self.words = _pack(torch, self.q.T if by_output else self.q, order)
         difference = self.q.double() - z.double().repeat_interleave(group, 0)
         self.weight = difference * scales.double().repeat_interleave(group, 0)
 
@@ -123,7 +153,7 @@ def test_the_oracle_agrees_with_the_ops_reference(torch):
         layer = Layer(torch, 256, 64, 64, layout, ElementKind.F16)
         x = layer.activation(3)
         arrays = {"activation": x, "weight_packed": layer.words, "scales": layer.scales, "zeros": layer.zeros}
-        inputs = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+        inputs = {name: None if tensor is None else tensor.cpu().numpy() for name, tensor in arrays.items()}
         reference = OP.reference(layer.descriptor(3), **inputs)
         assert np.allclose(reference, (x.double() @ layer.weight).cpu().numpy(), rtol=1e-12, atol=1e-12)
 
@@ -155,6 +185,9 @@ def test_every_kernel_is_within_its_guarantee_at_every_number_of_rows(torch, ic,
                 assert same, f"{token}: rows change with their number, {m} against {len(more)}"
             checked.add(token)
     families = {token.rpartition(".")[2].removesuffix(f"_{layout.value}") for token in checked}
+    if layout is TILED:
+        assert "stream" in families
+        return
     assert {"small_m", "tile"} <= families
     assert ("splitk" in families) == (group_size in (64, 128) and oc % 64 == 0)
 

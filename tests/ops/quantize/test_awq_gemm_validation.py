@@ -59,7 +59,7 @@ def contract_error(d) -> type[Exception] | None:
         return InvalidProblem
     if d.split_k_iters is not None and d.ic % (32 * d.split_k_iters) != 0:
         return InvalidProblem
-    if d.element != ElementKind.F16:
+    if d.element != ElementKind.F16 or d.weight_layout is bp.AwqWeightLayout.TILED:
         return Unsupported
     return None if d.scales_element in (None, ElementKind.F16, ElementKind.BF16) else Unsupported
 
@@ -162,7 +162,7 @@ def test_select_raises_exactly_for_the_ops_own_rules_and_explain_names_every_ref
         serving, refused_names = set(), {}
         for candidate in explanation.candidates:
             sku = candidate.sku
-            if sku.variant.startswith(("numpy", "small_m", "splitk", "tile", "direct")):
+            if sku.variant.startswith(("numpy", "small_m", "splitk", "tile", "direct", "stream")):
                 broken = kernel_refusals(sku, d, device)
                 if max(d.m, d.ic, d.oc) >= HUGE and candidate.refusal is not None and "<=" in candidate.refusal.rule:
                     broken.add(candidate.refusal.rule)

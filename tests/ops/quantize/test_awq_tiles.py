@@ -1,0 +1,178 @@
+"""The layout TILED: every nibble, scale and zero point where its definition says, and nothing lost on the way back."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import baracuda_py as bp
+from baracuda_py.ops.quantize.awq_tiles import Tiling, pack_tiles, unpack_tiles
+
+HF_GEMM, OC_MAJOR, TILED = bp.AwqWeightLayout.HF_GEMM, bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.TILED
+GROUPS = (32, 64, 128, -1)
+
+
+def parts_of(seed, ic, oc, group_size, dtype=np.float16):
+    rng = np.random.default_rng(seed)
+    groups = 1 if group_size == -1 else ic // group_size
+    bits = rng.integers(0, 1 << 16, (groups, oc)).astype(np.uint16)  # NaN and infinities too: scales are moved as bits
+    nibbles, zeros = (rng.integers(0, 16, (rows, oc)).astype(np.uint8) for rows in (ic, groups))
+    return nibbles, zeros, bits.view(dtype)
+
+
+def sizes(group_size, groups, octets):
+    return (32 * groups if group_size == -1 else group_size * groups), 8 * octets
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 2**32), st.sampled_from(GROUPS), st.integers(1, 9), st.integers(1, 20),
+    st.sampled_from((np.float16, ml_dtypes.bfloat16)),
+)  # fmt: skip
+def test_there_and_back_is_the_identity_and_padding_is_a_weight_of_0(seed, group_size, groups, octets, dtype):
+    ic, oc = sizes(group_size, groups, octets)
+    nibbles, zeros, scales = parts_of(seed, ic, oc, group_size, dtype)
+    words = pack_tiles(nibbles, zeros, scales, group_size)
+    assert words.shape == Tiling(ic, oc, group_size).shape == TILED.weight_shape(ic, oc, group_size)
+    found = unpack_tiles(words, ic, oc, group_size, dtype)
+    for one, other in zip(found, (nibbles, zeros, scales), strict=True):
+        assert one.dtype == other.dtype
+        assert one.tobytes() == other.tobytes()
+    # The same words, read as those of the padded sizes.
+    deep, wide = -(-ic // 128) * 128, -(-oc // 64) * 64
+    stored = Tiling(ic, oc, group_size).group
+    q, z, s = unpack_tiles(words, deep, wide, stored, np.uint16)
+    difference = q.astype(int) - np.repeat(z, stored, axis=0)
+    assert not difference[ic:].any()
+    assert not s[:, oc:].any()
+
+
+def test_a_block_has_each_nibble_where_the_fragments_of_mma_have_it():
+    """By the PTX ISA's own words for the A fragment of mma.m16n8k16: of row and column, the lane and the register."""
+    ic, oc = 256, 128
+    nibbles, zeros, scales = parts_of(1, ic, oc, 128)
+    blocks = pack_tiles(nibbles, zeros, scales, 128).view(np.uint8).reshape(2, 2, 2, 2128)
+    for n in range(0, oc, 7):
+        for k in range(0, ic, 3):
+            row, column = n % 16, k % 16
+            lane = row % 8 * 4 + column % 8 // 2
+            register = row // 8 + 2 * (column // 8)
+            tile, step = n % 32 // 16, k % 128 // 16
+            words = blocks[n // 64, k // 128, n % 64 // 32, :2048].view(np.uint32).reshape(2, 2, 32, 4)
+            word = int(words[tile, step // 4, lane, step % 4])
+            assert word >> 4 * (register + 4 * (column % 2)) & 15 == nibbles[k, n], (n, k)
+
+
+@pytest.mark.parametrize("group_size", GROUPS)
+def test_scales_and_zero_points_are_where_the_definition_says(group_size):
+    ic, oc = 384, 72
+    nibbles, zeros, scales = parts_of(2, ic, oc, group_size)
+    tiling = Tiling(ic, oc, group_size)
+    parts = {32: 4, 64: 2}.get(group_size, 1)
+    assert tiling.block_nbytes == 2048 + 80 * parts
+    blocks = pack_tiles(nibbles, zeros, scales, group_size).view(np.uint8).reshape(2, 3, 2, -1)
+    for n in range(oc):
+        m, h, r = n % 32 // 16, n % 16 // 8, n % 8
+        for k in range(0, ic, 32):
+            block, part = blocks[n // 64, k // 128, n % 64 // 32], k % 128 * parts // 128
+            group = 0 if group_size == -1 else k // group_size
+            at = 2048 + 64 * part + r * 8 + m * 4 + h * 2
+            assert block[at : at + 2].tobytes() == scales[group, n].tobytes()
+            pair = int(block[2048 + 64 * parts + 16 * part + r * 2 + m])
+            assert pair >> 4 * h & 15 == zeros[group, n]
+
+
+def test_what_is_stored_beside_the_nibbles_is_four_percent():
+    ic, oc = 4096, 14336
+    rows, words = TILED.weight_shape(ic, oc, 128)
+    assert rows * words * 4 == ic * oc // 2 + ic // 128 * oc * 5 // 2
+
+
+def repack(source, target, ic, oc, group_size, tensors):
+    """A call on the host; tensors and results by their names."""
+    desc = bp.Int4AwqRepackDescriptor(ic, oc, group_size, source, target)
+    plan = bp.select(desc, "host")
+    outputs = {
+        spec.name: np.full(spec.shape_on(desc), 0, np.int32 if "scales" not in spec.name else tensors["dtype"])
+        for spec in plan.op.specs if spec.written and spec.needed_on(desc)
+    }  # fmt: skip
+    inputs = {
+        spec.name: tensors[spec.name] for spec in plan.op.specs if not spec.written and spec.needed_on(desc)
+    }  # fmt: skip
+    absent = {"zeros": None, "zeros_repacked": None}
+    plan.run(None, bp.Workspace.NONE, bp.Int4AwqRepackArgs(**(absent | inputs | outputs)))
+    return {name.replace("_repacked", "_packed" if "weight" in name else ""): value for name, value in outputs.items()}
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 2**32), st.sampled_from(GROUPS), st.integers(1, 9), st.integers(1, 20),
+    st.sampled_from((OC_MAJOR, HF_GEMM)), st.sampled_from((np.float16, ml_dtypes.bfloat16)),
+)  # fmt: skip
+def test_a_layer_goes_through_every_layout_and_is_what_it_was(seed, group_size, groups, octets, first, dtype):
+    ic, oc = sizes(group_size, groups, octets)
+    rng = np.random.default_rng(seed)
+    words = {
+        "weight_packed": rng.integers(-(2**31), 2**31, first.weight_shape(ic, oc, group_size), np.int32),
+        "zeros": rng.integers(-(2**31), 2**31, (1 if group_size == -1 else ic // group_size, octets), np.int32),
+    }
+    scales = rng.integers(0, 1 << 16, (len(words["zeros"]), oc)).astype(np.uint16).view(dtype)
+    start = words | {"scales": scales, "dtype": dtype}
+    tiled = repack(first, TILED, ic, oc, group_size, start)
+    assert tiled.keys() == {"weight_packed"}
+    other = HF_GEMM if first is OC_MAJOR else OC_MAJOR
+    moved = repack(TILED, other, ic, oc, group_size, tiled | {"dtype": dtype})
+    back = repack(other, first, ic, oc, group_size, moved | {"dtype": dtype})
+    for name, expected in words.items():
+        np.testing.assert_array_equal(back[name], expected)
+    assert moved["scales"].tobytes() == scales.tobytes()
+    direct = repack(TILED, first, ic, oc, group_size, tiled | {"dtype": dtype})
+    for name, expected in words.items():
+        np.testing.assert_array_equal(direct[name], expected)
+
+
+@pytest.mark.parametrize("element", [bp.ElementKind.F16, bp.ElementKind.BF16])
+@pytest.mark.parametrize("m", [1, 7, 40])
+def test_the_gemm_of_tiled_weights_is_that_of_the_plain_ones(m, element):
+    ic, oc = 416, 200
+    nibbles, zeros, scales = parts_of(5, ic, oc, 32)
+    scales = (1 + scales.view(np.uint16) % 128 / 128).astype(np.float16)
+    desc = bp.Int4AwqGemmDescriptor(
+        m, ic, oc, 32, None, TILED, element, scales_element=bp.ElementKind.F16, epilogue=bp.EpilogueKind.BIAS_SILU
+    )
+    dtype = np.float16 if element is bp.ElementKind.F16 else ml_dtypes.bfloat16
+    rng = np.random.default_rng(6)
+    x, bias = (rng.standard_normal(shape).astype(dtype) for shape in ((m, ic), (oc,)))
+    y = np.full((m, oc), np.nan, dtype)
+    args = bp.Int4AwqGemmArgs(x, pack_tiles(nibbles, zeros, scales, 32), None, None, y, bias)
+    bp.select(desc, "host").run(None, bp.Workspace.NONE, args)
+    w = (nibbles.astype(float) - np.repeat(zeros, 32, axis=0)) * np.repeat(scales.astype(float), 32, axis=0)
+    v = x.astype(float) @ w + bias.astype(float)
+    exact = v / (1 + np.exp(np.minimum(-v, 700)))
+    assert np.linalg.norm(y.astype(float) - exact) < (5e-4 if dtype is np.float16 else 4e-3) * np.linalg.norm(exact)
+
+
+def test_scales_beside_tiled_weights_are_refused_by_name():
+    nibbles, zeros, scales = parts_of(7, 128, 64, 128)
+    desc = bp.Int4AwqGemmDescriptor(2, 128, 64, weight_layout=TILED)
+    x, y = np.zeros((2, 128), np.float16), np.zeros((2, 64), np.float16)
+    args = bp.Int4AwqGemmArgs(x, pack_tiles(nibbles, zeros, scales, 128), scales, None, y)
+    with pytest.raises(bp.errors.InvalidProblem, match="scales"):
+        bp.select(desc, "host").run(None, bp.Workspace.NONE, args)
+
+
+@pytest.mark.parametrize("m", [1, 8, 9, 16, 17, 4096])
+@pytest.mark.parametrize("device", ["sm_80", "sm_86", "sm_90", "sm_120"])
+def test_one_launch_without_a_workspace_whose_warps_do_not_depend_on_m(m, device):
+    warps = set()
+    for count in (1, m):
+        plan = bp.select(bp.Int4AwqGemmDescriptor(count, 8192, 28672, split_k_iters=None, weight_layout=TILED), device)
+        (launch,) = plan.launches
+        assert plan.workspace_size == 0
+        assert plan.sku.variant == "stream_tiled"
+        assert plan.precision_guarantee.batch_invariant
+        warps.add(launch.block)
+    assert len(warps) == 1
