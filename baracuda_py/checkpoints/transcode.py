@@ -191,7 +191,7 @@ def _operands(
     return GemmOperands(layout, sizes.ic, sizes.oc, sizes.group_size, element, weight, *parts)
 
 
-_PIECE = 1 << 22  # weights that are held as a byte each, and some times over
+_PIECE = 1 << 20  # weights that are worked on at a time, so that they stay in a cache
 
 
 def _tiled(made: Nibbles, sizes: Geometry) -> NDArray[np.int32]:
@@ -201,7 +201,7 @@ def _tiled(made: Nibbles, sizes: Geometry) -> NDArray[np.int32]:
     for start in range(0, len(packed), tiles):
         channels = slice(start * TILE_ROWS, (start + tiles) * TILE_ROWS)
         pack_tiles(
-            words.unpack(made.words[channels]).T, made.zeros[:, channels], made.scales[:, channels], sizes.group_size,
+            made.words[channels], made.zeros[:, channels], made.scales[:, channels], sizes.group_size,
             packed[start : start + tiles],
         )  # fmt: skip
     return packed

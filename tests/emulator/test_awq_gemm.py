@@ -85,8 +85,8 @@ def test_partial_sums_beyond_f16_do_not_overflow(registry, layout, variant):
     inputs = inputs_for(case.op, descriptor)
     inputs["activation"][:, :128], inputs["activation"][:, 128:] = 6000, -6000
     if layout is TILED:
-        nibbles, zeros = np.full((256, 64), 15, np.uint8), np.zeros((2, 64), np.uint8)
-        inputs["weight_packed"] = pack_tiles(nibbles, zeros, np.ones((2, 64), np.float16), 128)
+        words, zeros = np.full((64, 32), -1, np.int32), np.zeros((2, 64), np.uint8)
+        inputs["weight_packed"] = pack_tiles(words, zeros, np.ones((2, 64), np.float16), 128)
     else:
         inputs["weight_packed"][...] = np.uint32(0xFFFFFFFF).astype(inputs["weight_packed"].dtype)
         inputs["zeros"][...], inputs["scales"][...] = 0, 1

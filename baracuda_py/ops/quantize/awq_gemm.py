@@ -212,11 +212,11 @@ def samples(desc: Any, random: Any) -> dict[str, Any]:
         return {}
     import numpy as np
 
-    nibbles = random.integers(0, 16, (desc.ic, desc.oc)).astype(np.uint8)
+    words = random.integers(0, 1 << 32, (desc.oc, desc.ic // 8), np.uint32)
     zeros = random.integers(0, 16, (desc.groups, desc.oc)).astype(np.uint8)
     zeros.reshape(-1)[:2] = (0, 15)[: zeros.size]
     scales = (1 + random.permutation(desc.groups * desc.oc) % 128 / 128).reshape(zeros.shape)
-    return {"weight_packed": pack_tiles(nibbles, zeros, scales.astype(numpy_dtype(desc.scales_kind)), desc.group_size)}
+    return {"weight_packed": pack_tiles(words, zeros, scales.astype(numpy_dtype(desc.scales_kind)), desc.group_size)}
 
 
 def _host(desc: Int4AwqGemmDescriptor, **tensors: Any) -> None:

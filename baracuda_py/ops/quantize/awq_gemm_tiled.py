@@ -40,7 +40,7 @@ _TOKEN_BYTES = 2 * TILE_COLUMNS
 _SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227}
 _LEAST_SHARED_KIB = 99
 _SMALLEST = 32, 8  # channels and tokens of a thread block
-_INT = (1 << 31) - 1
+_INT = _GRID_X = (1 << 31) - 1
 
 
 def _module() -> PtxModule:
@@ -67,10 +67,12 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     high = (16, 8) if desc.m > 8 else (8,)
     fitting = (shape for shape in product(wide, high) if warps * _ring_nbytes(tiling, *shape) <= limit)
     channels, tokens = next(fitting, _SMALLEST)
+    across = _ceil_div(desc.oc, channels)
+    row = min(_ceil_div(desc.m, tokens), _GRID_X // across)  # blocks of tokens in a row of the grid
     return (
         Launch(
             f"awq_gemm_tiled_sm80_{desc.element.name.lower()}_c{channels}_t{tokens}_g{tiling.groups_of_block}",
-            (_ceil_div(desc.oc, channels) * _ceil_div(desc.m, tokens), 1, 1),
+            (across * row, _ceil_div(_ceil_div(desc.m, tokens), row), 1),
             (32 * warps, 1, 1),
             operands(desc),
             warps * _ring_nbytes(tiling, channels, tokens),
@@ -96,7 +98,7 @@ def tiled_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
             rules=(
                 one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose"),
                 at_most("m", _INT, why="the kernel takes it as a 32-bit int"),
-                at_most("outputs", 32 * 8 << 30, why="a grid has at most 2^31 blocks"),
+                at_most("outputs", 1 << 53, why="a grid has at most 2^31 x 65,535 blocks"),
                 at_most("ic", _INT, why="the kernel takes it as a 32-bit int"),
                 at_most("oc", _INT, why="the kernel takes it as a 32-bit int"),
             ),

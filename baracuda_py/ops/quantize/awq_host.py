@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baracuda_py.ops.host_epilogue import IDENTITY, apply_epilogue
-from baracuda_py.ops.quantize.awq_packing import HF_COLUMN_OF_NIBBLE, HF_GEMM, OC_MAJOR, unpack_zeros
+from baracuda_py.ops.quantize.awq_packing import HF_COLUMN_OF_NIBBLE, HF_GEMM, OC_MAJOR, unpack_weight, unpack_zeros
 from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS, unpack_tiles
 
 __all__ = [
@@ -140,8 +140,8 @@ def _untiled(
     for start in range(0, len(weight_packed), tiles):
         columns = slice(start * TILE_ROWS, min((start + tiles) * TILE_ROWS, oc))
         words = weight_packed[start : start + tiles]
-        q, z, s = unpack_tiles(words, ic, columns.stop - columns.start, group_size, scales_dtype)
-        weight = q.astype(np.float32)
+        packed, z, s = unpack_tiles(words, ic, columns.stop - columns.start, group_size, scales_dtype)
+        weight = unpack_weight(packed, OC_MAJOR).astype(np.float32)
         if ic:
             group = ic // len(z)
             weight -= np.repeat(z, group, axis=0)

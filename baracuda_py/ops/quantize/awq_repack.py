@@ -15,11 +15,9 @@ from baracuda_py.ops.quantize.awq_dequantize import Int4AwqDequantizeDescriptor
 from baracuda_py.ops.quantize.awq_gemm import WEIGHT_SHAPES, AwqWeightLayout, samples
 from baracuda_py.ops.quantize.awq_packing import (
     OC_MAJOR,
-    pack_weight,
     pack_zeros,
     repack_weight,
     repack_zeros,
-    unpack_weight,
     unpack_zeros,
 )
 from baracuda_py.ops.quantize.awq_reference import repack_reference
@@ -192,19 +190,20 @@ def _host(
     for tiles, columns, words in _pieces(desc):
         oc = columns.stop - columns.start
         if desc.source_apart:
+            given = weight_packed[columns] if source == OC_MAJOR else weight_packed[:, words]
             pack_tiles(
-                unpack_weight(weight_packed[columns] if source == OC_MAJOR else weight_packed[:, words], source),
-                unpack_zeros(zeros[:, words], source), scales[:, columns], desc.group_size, weight_repacked[tiles],
+                repack_weight(given, source=source, target=OC_MAJOR), unpack_zeros(zeros[:, words], source),
+                scales[:, columns], desc.group_size, weight_repacked[tiles],
             )  # fmt: skip
             continue
-        q, z, s = unpack_tiles(weight_packed[tiles], desc.ic, oc, desc.group_size, scales_repacked.dtype)
+        taken, z, s = unpack_tiles(weight_packed[tiles], desc.ic, oc, desc.group_size, scales_repacked.dtype)
         place = columns if target == OC_MAJOR else (slice(None), words)
-        weight_repacked.view("i4")[place] = pack_weight(q, target)
+        repack_weight(taken, source=OC_MAJOR, target=target, out=weight_repacked[place])
         zeros_repacked.view("i4")[:, words] = pack_zeros(z, target)
         scales_repacked[:, columns] = s
 
 
-_PIECE = 1 << 22  # weights that are held as a byte each, and some times over
+_PIECE = 1 << 20  # weights that are worked on at a time, so that they stay in a cache
 
 
 def _pieces(desc: Int4AwqRepackDescriptor) -> Iterator[tuple[slice, slice, slice]]:

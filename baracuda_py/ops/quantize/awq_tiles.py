@@ -33,6 +33,7 @@ TILE_ROWS = 64  # output channels
 TILE_COLUMNS = 128  # input channels of a block
 _HALF = 32  # output channels of a block
 _WEIGHTS, _SCALES, _ZEROS = 2048, 64, 16  # bytes: of a block, and of a group of it
+_FRAGMENTS = 2, 2, 8, 4, 4, 2, 2  # the nibbles of a block: m, c, r, t, j, e, d
 
 
 @frozen
@@ -75,38 +76,42 @@ class Tiling:
 
 
 def pack_tiles(
-    nibbles: NDArray[np.uint8],
+    words: NDArray[Any],
     zeros: NDArray[np.uint8],
     scales: NDArray[Any],
     group_size: int,
     out: NDArray[np.int32] | None = None,
 ) -> NDArray[np.int32]:
-    """Words of a weight, or of some of its tiles.
+    """TILED words of a weight, or of some of its tiles.
 
-    nibbles: (ic, oc), 0..15.   zeros: (groups, oc), 0..15.   scales: (groups, oc), any 2-byte type.
-    group_size: a divisor of ic, or -1.   out: gets the result if given; of the shape that `Tiling` says.
+    words: (oc, ic / 8), 32 bits, as OC_MAJOR has them.   zeros: (groups, oc), 0..15.   scales: (groups, oc), any 2-byte
+    type.   group_size: a divisor of ic, or -1.   out: gets the result if given; of the shape that `Tiling` says.
     """
-    ic, oc = nibbles.shape
+    oc, ic = words.shape[0], words.shape[1] * 8
     tiling = Tiling(ic, oc, group_size)
     tiles, columns, groups = tiling.tiles, tiling.columns, tiling.groups_of_block
     result = np.empty(tiling.shape, np.int32) if out is None else out
     if not result.size:
         return result
-    stored = np.minimum(np.arange(columns * groups) * tiling.group // (ic // len(zeros)), len(zeros) - 1)
     # Groups that are padding have the last group's scale, and its zero point for all their nibbles.
+    stored = np.minimum(np.arange(columns * groups) * tiling.group // (ic // len(zeros)), len(zeros) - 1)
     z = np.zeros((columns * groups, tiles * TILE_ROWS), np.uint8)
     s = np.zeros((columns * groups, tiles * TILE_ROWS), np.uint16)
     z[:, :oc], s[:, :oc] = zeros[stored], np.ascontiguousarray(scales).view(np.uint16)[stored]
-    q = np.zeros((columns * TILE_COLUMNS, tiles * TILE_ROWS), np.uint8)
-    q[:ic, :oc], q[ic:, :oc] = nibbles, zeros[-1]
+    pairs = np.ascontiguousarray(words).view(np.uint8)
+    if ic % TILE_COLUMNS or oc % TILE_ROWS:
+        given, pairs = pairs, np.zeros((tiles * TILE_ROWS, columns * TILE_COLUMNS // 2), np.uint8)
+        pairs[:oc, : ic // 2], pairs[:oc, ic // 2 :] = given, (zeros[-1] * 17)[:, None]
 
     blocks = result.view(np.uint8).reshape(tiles, columns, 2, tiling.block_nbytes)
-    #                      k  c  j  d  t  e  n      half m  h  r
-    q = q.reshape(columns, 2, 4, 2, 4, 2, tiles, 2, 2, 2, 8).transpose(6, 0, 7, 8, 1, 10, 4, 2, 5, 3, 9)
-    pairs = q[..., 0] | q[..., 1] << 4  # [n][k][half] [m][c][r][t][j] [e][d], the nibbles of h side by side
-    blocks[..., :_WEIGHTS] = pairs.reshape(tiles, columns, 2, _WEIGHTS)
     end = _WEIGHTS + _SCALES * groups
-    #                             k  group      n      half m  h  r
+    fragments = blocks[..., :_WEIGHTS].reshape(tiles, columns, 2, *_FRAGMENTS)
+    #                     n      half m  h  r  k        c  j  d  t
+    pairs = pairs.reshape(tiles, 2, 2, 2, 8, columns, 2, 4, 2, 4).transpose(3, 0, 5, 1, 2, 6, 4, 9, 7, 8)
+    upper, lower = pairs  # of h; a byte holds e = 0 low, e = 1 high: they become bytes that hold h = 0 low, h = 1 high
+    fragments[..., 0, :] = upper & 15 | lower << 4
+    fragments[..., 1, :] = upper >> 4 | lower & 0xF0
+    #             k        group   n      half m  h  r
     s = s.reshape(columns, groups, tiles, 2, 2, 2, 8).transpose(2, 0, 3, 1, 6, 4, 5)
     blocks[..., _WEIGHTS:end] = np.ascontiguousarray(s).view(np.uint8).reshape(tiles, columns, 2, -1)
     z = z.reshape(columns, groups, tiles, 2, 2, 2, 8).transpose(2, 0, 3, 1, 6, 4, 5)
@@ -116,21 +121,27 @@ def pack_tiles(
 
 def unpack_tiles(
     words: NDArray[Any], ic: int, oc: int, group_size: int, scales_dtype: Any
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[Any]]:
-    """Nibbles (ic, oc), zero points (groups, oc) and scales (groups, oc) of a weight, or of some of its tiles."""
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[Any]]:
+    """Words (oc, ic / 8) in OC_MAJOR, zero points (groups, oc) and scales (groups, oc) of a weight, or of some of its
+    tiles."""
     tiling = Tiling(ic, oc, group_size)
     tiles, columns, groups = tiling.tiles, tiling.columns, tiling.groups_of_block
     whole = (ic or 1) if group_size == -1 else group_size
     if not tiles * columns:
         none = np.empty((ic // whole, oc), np.uint8)
-        return np.empty((ic, oc), np.uint8), none, none.astype(scales_dtype)
+        return np.empty((oc, ic // 8), np.int32), none, none.astype(scales_dtype)
     blocks = np.ascontiguousarray(words).view(np.uint8).reshape(tiles, columns, 2, tiling.block_nbytes)
     end = _WEIGHTS + _SCALES * groups
-    pairs = blocks[..., :_WEIGHTS].reshape(tiles, columns, 2, 2, 2, 8, 4, 4, 2, 2)
-    q = np.stack([pairs & 15, pairs >> 4], axis=-1).transpose(1, 4, 7, 9, 6, 8, 0, 2, 3, 10, 5)
+    fragments = blocks[..., :_WEIGHTS].reshape(tiles, columns, 2, *_FRAGMENTS)
+    #                                n  half m  h  r  k  c  j  d  t
+    even, odd = np.moveaxis(fragments, -2, 0).transpose(0, 1, 3, 4, 6, 2, 5, 8, 9, 7)
+    pairs = np.empty((tiles, 2, 2, 2, 8, columns, 2, 4, 2, 4), np.uint8)
+    pairs[:, :, :, 0] = even & 15 | odd << 4
+    pairs[:, :, :, 1] = even >> 4 | odd & 0xF0
+    unpacked = pairs.reshape(tiles * TILE_ROWS, -1).view("<i4")[:oc, : ic // 8]
     s = np.ascontiguousarray(blocks[..., _WEIGHTS:end]).view(scales_dtype).reshape(tiles, columns, 2, groups, 8, 2, 2)
-    pairs = blocks[..., end:].reshape(tiles, columns, 2, groups, 8, 2)
-    z = np.stack([pairs & 15, pairs >> 4], axis=-1)
+    bytes_ = blocks[..., end:].reshape(tiles, columns, 2, groups, 8, 2)
+    z = np.stack([bytes_ & 15, bytes_ >> 4], axis=-1)
     z, s = (array.transpose(1, 3, 0, 2, 5, 6, 4).reshape(columns * groups, -1) for array in (z, s))
     first = np.arange(ic // whole) * whole // tiling.group  # the stored groups that begin one of the weight's
-    return q.reshape(columns * TILE_COLUMNS, -1)[:ic, :oc], z[first, :oc], s[first, :oc]
+    return np.ascontiguousarray(unpacked), z[first, :oc], s[first, :oc]

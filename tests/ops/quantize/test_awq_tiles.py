@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import baracuda_py as bp
-from baracuda_py.ops.quantize.awq_tiles import Tiling, pack_tiles, unpack_tiles
+from baracuda_py.ops.quantize import awq_tiles
+from baracuda_py.ops.quantize.awq_packing import pack_weight, unpack_weight
+from baracuda_py.ops.quantize.awq_tiles import Tiling
 
 HF_GEMM, OC_MAJOR, TILED = bp.AwqWeightLayout.HF_GEMM, bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.TILED
 GROUPS = (32, 64, 128, -1)
@@ -21,6 +23,15 @@ def parts_of(seed, ic, oc, group_size, dtype=np.float16):
     bits = rng.integers(0, 1 << 16, (groups, oc)).astype(np.uint16)  # NaN and infinities too: scales are moved as bits
     nibbles, zeros = (rng.integers(0, 16, (rows, oc)).astype(np.uint8) for rows in (ic, groups))
     return nibbles, zeros, bits.view(dtype)
+
+
+def pack_tiles(nibbles, *rest):
+    return awq_tiles.pack_tiles(pack_weight(nibbles, "oc_major"), *rest)
+
+
+def unpack_tiles(*arguments):
+    words, zeros, scales = awq_tiles.unpack_tiles(*arguments)
+    return unpack_weight(words, "oc_major"), zeros, scales
 
 
 def sizes(group_size, groups, octets):

@@ -153,10 +153,12 @@ __device__ __forceinline__ void awq_gemm_tiled(const AwqGemmOperands<Element>& o
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
   const int warps = static_cast<int>(blockDim.x) / kWarpLanes;
   const int blocks = (operands.ic + kBlockDepth - 1) / kBlockDepth;
-  // Tokens first: CTAs that read the same weights run side by side.
-  const unsigned token_blocks = (static_cast<unsigned>(operands.m) + Shape::kTokens - 1) / Shape::kTokens;
+  // Tokens first: CTAs that read the same weights run side by side. What a row of the grid does not hold is in the next.
+  const unsigned channel_blocks = (static_cast<unsigned>(operands.oc) + Shape::kChannels - 1) / Shape::kChannels;
+  const unsigned token_blocks = gridDim.x / channel_blocks;
   const long long first_channel = static_cast<long long>(blockIdx.x / token_blocks) * Shape::kChannels;
-  const long long first_token = static_cast<long long>(blockIdx.x % token_blocks) * Shape::kTokens;
+  const long long first_token =
+      (static_cast<long long>(blockIdx.y) * token_blocks + blockIdx.x % token_blocks) * Shape::kTokens;
 
   const long long tile_bytes = static_cast<long long>(blocks) * (kBlockHalves * block_bytes(Shape::kGroups));
   const TiledStream<Shape, Element> stream{

@@ -1,8 +1,8 @@
 // awq_gemm for TILED weights, any m; oc % 8 == 0, ic % 32 == 0.
 //
-// grid ceil(oc / channels) * ceil(m / tokens), 32 * warps threads, warps * ring bytes of dynamic shared memory. An entry's
-// name has its channels (c), tokens (t) and groups of a block of 128 input channels (g). A ring is `stages` times
-// channels / 32 * (2048 + 80 g) + 256 * tokens bytes.
+// grid (ceil(oc / channels) * n, k) with n * k >= ceil(m / tokens), 32 * warps threads, warps * ring bytes of dynamic
+// shared memory. An entry's name has its channels (c), tokens (t) and groups of a block of 128 input channels (g). A ring
+// is `stages` times channels / 32 * (2048 + 80 g) + 256 * tokens bytes.
 //
 // baracuda: assembled-only sm_90
 #include "baracuda/awq_gemm_tiled.cuh"
