@@ -80,8 +80,9 @@ def _make_default_registry() -> Registry[Plan]:
     from baracuda_py.backends.host import HostBackend
     from baracuda_py.ops import builtin_ops
     from baracuda_py.plan import new_registry
+    from baracuda_py.tuning import table_for
 
-    registry = new_registry(plugins=True)
+    registry = new_registry(plugins=True, tables=table_for)
     cuda = CudaBackend()
     for backend in (HostBackend(), cuda, CublasLtBackend(cuda)):
         registry.register_backend(backend)

@@ -15,6 +15,7 @@ from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import PlanPreference, Workspace
 from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
 from baracuda_py.vocab.tensors import HOST_MEMORY, TensorRef
+from baracuda_py.vocab.tuning import TuningTable
 
 __all__ = ["Plan", "make_plan", "new_registry", "plan_class"]
 
@@ -259,6 +260,8 @@ def make_plan(selection: Selection) -> Plan:
     return plan_class(selection.op)(selection)
 
 
-def new_registry(*, plugins: bool = False) -> Registry[Plan]:
-    """An empty registry whose `select` returns plans."""
-    return Registry(make_plan, plugins=plugins)
+def new_registry(
+    *, plugins: bool = False, tables: Callable[[Device], TuningTable | None] = lambda _device: None
+) -> Registry[Plan]:
+    """An empty registry whose `select` returns plans; see `Registry` for the arguments."""
+    return Registry(make_plan, plugins=plugins, tables=tables)

@@ -16,13 +16,14 @@ from attrs import evolve, field, frozen
 
 from baracuda_py.errors import BaracudaError, NoKernel, Refused, RegistrationError, Unsupported
 from baracuda_py.vocab.code import WORKSPACE, Backend, Code, HostCode, Launch, Pointer, PtxCode, Stride
-from baracuda_py.vocab.descriptors import TensorSpec, specs_of
+from baracuda_py.vocab.descriptors import TensorSpec, from_fields, specs_of
 from baracuda_py.vocab.device import HOST, Device, dry_device
 from baracuda_py.vocab.enums import ArchSku, BackendKind, ElementKind, EpilogueKind, LayoutSku, OpCategory
 from baracuda_py.vocab.preference import PlanPreference
 from baracuda_py.vocab.rules import Rule, one_of
 from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
 from baracuda_py.vocab.tensors import HOST_MEMORY, TensorRef
+from baracuda_py.vocab.tuning import Calibration, TuningTable, kernel_label
 
 __all__ = ["Candidate", "Explanation", "Kernel", "Op", "Registry", "Selection"]
 
@@ -78,6 +79,8 @@ class Op:
         kernels: implementations.
         examples: small descriptors, each kernel serving at least one of them; tests and docs use them.
         contract: rules that the named plan checks instead, in this order, before it selects.
+        sizes: integer fields of the descriptor that say how large a problem is: between measured problems, estimates
+            go by them. None: times that were measured do not correct estimates.
         samples: `samples(descriptor, random) -> {name: array}`, values of those inputs for tests that cannot hold just
             any bits: packed tensors with floats in them. `random` is a NumPy generator.
     """
@@ -92,6 +95,7 @@ class Op:
     kernels: tuple[Kernel, ...]
     examples: tuple[Any, ...]
     contract: tuple[Rule, ...] = ()
+    sizes: tuple[str, ...] = ()
     samples: Callable[[Any, Any], Mapping[str, Any]] = _no_samples
 
     @property
@@ -125,11 +129,19 @@ class Op:
 
 @frozen
 class Candidate:
-    """A kernel as a selection saw it: an estimate in microseconds, or the refusal."""
+    """A kernel as a selection saw it: an estimate in microseconds, or the refusal.
+
+    Attributes:
+        kernel: it.
+        cost_us: the estimate; None if it is refused.
+        refusal: why it cannot serve; None if it can.
+        calibrated: whether times that were measured on such a GPU correct the estimate.
+    """
 
     kernel: Kernel
     cost_us: float | None
     refusal: BaracudaError | None
+    calibrated: bool = False
 
     @property
     def sku(self) -> KernelSku:
@@ -171,7 +183,8 @@ class Explanation:
         for candidate in self.candidates:
             if candidate.refusal is None:
                 mark = "*" if candidate.kernel is self.chosen else " "
-                lines.append(f"{mark} {candidate.sku}  ~{candidate.cost_us:.1f} us")
+                basis = " by measurements" if candidate.calibrated else ""
+                lines.append(f"{mark} {candidate.sku}  ~{candidate.cost_us:.1f} us{basis}")
             else:
                 lines.append(f"- {candidate.sku}  {candidate.refusal}")
         return "\n".join(lines)
@@ -201,10 +214,19 @@ class Registry(Generic[P]):
         make_plan: turns a `Selection` into what `select` returns.
         plugins: whether installed entry points are scanned, at the first look-up. The environment variable
             `BARACUDA_PY_NO_PLUGINS` turns the scan off everywhere.
+        tables: the tuning table for a device, or None; it corrects the kernels' estimates.
     """
 
-    def __init__(self, make_plan: Callable[[Selection], P], *, plugins: bool = False) -> None:
+    def __init__(
+        self,
+        make_plan: Callable[[Selection], P],
+        *,
+        plugins: bool = False,
+        tables: Callable[[Device], TuningTable | None] = lambda _device: None,
+    ) -> None:
         self._make_plan = make_plan
+        self._tables = tables
+        self._calibrations: dict[tuple[KernelSku, Device, str], Calibration | None] = {}
         self._lock = threading.RLock()
         self._pending_plugins = plugins and not os.environ.get(NO_PLUGINS)
         self._scanning = False
@@ -445,8 +467,11 @@ class Registry(Generic[P]):
         candidates = []
         for kernel in op.kernels:
             refusal = self._refusal(op, kernel, descriptor, resolved, wishes)
-            cost = op.cost_us(kernel, descriptor, resolved) if refusal is None else None
-            candidates.append(Candidate(kernel, cost, refusal() if refusal else None))
+            if refusal is not None:
+                candidates.append(Candidate(kernel, None, refusal()))
+                continue
+            calibrated = self._calibration(op, kernel, resolved) is not None
+            candidates.append(Candidate(kernel, self._estimate(op, kernel, descriptor, resolved), None, calibrated))
         serving = sorted((c for c in candidates if c.refusal is None), key=lambda c: _rank(c.kernel, c.cost_us, wishes))
         refused = sorted((c for c in candidates if c.refusal is not None), key=lambda c: c.sku)
         chosen = serving[0].kernel if serving else None
@@ -461,11 +486,34 @@ class Registry(Generic[P]):
         serving = [k for k in op.kernels if self._refusal(op, k, descriptor, device, wishes) is None]
         if not serving:
             raise self._no_kernel(op, descriptor, device, wishes)
-        best = min(serving, key=lambda kernel: _rank(kernel, op.cost_us(kernel, descriptor, device), wishes))
+        best = min(serving, key=lambda kernel: _rank(kernel, self._estimate(op, kernel, descriptor, device), wishes))
         return Selection(
             op, best, descriptor, device, preference, self._backends[best.code.executor],
             lambda: self.explain(descriptor, device, preference),
         )  # fmt: skip
+
+    def _estimate(self, op: Op, kernel: Kernel, descriptor: Any, device: Device) -> float:
+        """The kernel's own estimate in microseconds, corrected by what was measured."""
+        estimate = op.cost_us(kernel, descriptor, device)
+        calibration = self._calibration(op, kernel, device) if estimate else None
+        return estimate if calibration is None else estimate * calibration.factor(descriptor)
+
+    def _calibration(self, op: Op, kernel: Kernel, device: Device) -> Calibration | None:
+        key = (kernel.sku, device, device.name)
+        if key not in self._calibrations:
+            self._calibrations[key] = self._make_calibration(op, kernel, device)
+        return self._calibrations[key]
+
+    def _make_calibration(self, op: Op, kernel: Kernel, device: Device) -> Calibration | None:
+        table = self._tables(device) if op.sizes else None
+        if table is None:
+            return None
+        label, there = kernel_label(kernel.sku), table.device
+        measured = []
+        for problem in table.problems.get(op.name, ()):
+            if label in problem.times_us:
+                measured.append((from_fields(op.descriptor, problem.fields), problem.times_us[label]))
+        return Calibration.of(op.sizes, lambda descriptor: op.cost_us(kernel, descriptor, there), measured)
 
     def _no_kernel(self, op: Op, descriptor: Any, device: Device, wishes: PlanPreference) -> BaracudaError:
         if wishes.sku is not None:

@@ -22,6 +22,7 @@ ALLOWED = {
     "errors": set(),
     "vocab": {"errors"},
     "sys": set(),
+    "tuning": {"errors", "vocab"},
     "backends": {"errors", "vocab", "sys"},
     "registry": {"errors", "vocab"},
     "alike": {"vocab"},

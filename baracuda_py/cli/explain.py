@@ -186,7 +186,8 @@ def _show_serving(explanation: Explanation, candidate: Candidate) -> None:
     assert candidate.cost_us is not None
     print_line(candidate.sku.token, "green" if chosen else "", indent=2, mark="* " if chosen else "")
     workspace = bytes_text(_workspace(explanation, candidate))
-    details = [f"~{time_text(candidate.cost_us)}", f"workspace {workspace}", candidate.kernel.doc]
+    basis = " by measurements" if candidate.calibrated else ""
+    details = [f"~{time_text(candidate.cost_us)}{basis}", f"workspace {workspace}", candidate.kernel.doc]
     print_line("; ".join(filter(None, details)), "dim", indent=4)
     for launch in _launches(explanation) if chosen else ():
         geometry = f"grid {launch.grid}, block {launch.block}, {launch.shared_bytes} shared bytes"
@@ -233,6 +234,7 @@ def _json(explanation: Explanation) -> dict[str, Any]:
             {
                 "sku": one.sku.token,
                 "estimate_us": one.cost_us,
+                "calibrated": one.calibrated,
                 "workspace_bytes": None if one.refusal is not None else _workspace(explanation, one),
                 "refusal": None if one.refusal is None else _error_json(one.refusal),
             }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any, Literal, TypeVar, dataclass_transform
 
@@ -15,12 +15,24 @@ from attrs import frozen
 from baracuda_py.vocab.enums import ElementKind
 from baracuda_py.vocab.expr import Expr, has_attribute
 
-__all__ = ["TensorSpec", "arguments", "descriptor", "enum_field", "float_field", "int_field", "specs_of", "tensor"]
+__all__ = [
+    "TensorSpec",
+    "arguments",
+    "descriptor",
+    "enum_field",
+    "float_field",
+    "from_fields",
+    "int_field",
+    "specs_of",
+    "tensor",
+    "to_fields",
+]
 
 _T = TypeVar("_T", bound=type)
 Strides = Literal["contiguous", "rows", "any"]
 Role = Literal["in", "constant", "out", "inout"]
 _SPEC = "baracuda_spec"
+_ENUM = "baracuda_enum"
 
 
 def _to_ints(value: Any, field: Any) -> Any:
@@ -67,7 +79,7 @@ def enum_field(enum: type[Enum], *, default: Any = attrs.NOTHING) -> Any:
         if not (isinstance(value, enum) or (optional and value is None)):
             raise TypeError(f"{attribute.name} must be a member of {enum.__name__}, not {value!r}")
 
-    return attrs.field(default=default, validator=check)
+    return attrs.field(default=default, validator=check, metadata={_ENUM: enum})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(int_field, float_field, enum_field, attrs.field))
@@ -91,6 +103,32 @@ def _builder(cls: type, field_name: str) -> Callable[[Any, Any], Any]:
     with_field.__qualname__ = f"{cls.__qualname__}.with_{field_name}"
     with_field.__doc__ = f"A copy with another `{field_name}`."
     return with_field
+
+
+def to_fields(descriptor: Any) -> dict[str, Any]:
+    """The fields that differ from their defaults, as JSON has them: enum members by name, in lower case."""
+    return {
+        attribute.name: _plain(value)
+        for attribute in attrs.fields(type(descriptor))
+        if attribute.init and (value := getattr(descriptor, attribute.name)) != attribute.default
+    }
+
+
+def from_fields(descriptor_type: type, fields: Mapping[str, Any]) -> Any:
+    """The descriptor that `to_fields` gave these fields of.
+
+    Raises TypeError for a field that there is not, KeyError for a member that an enum has not.
+    """
+    enums = {attribute.name: attribute.metadata.get(_ENUM) for attribute in attrs.fields(descriptor_type)}
+    values = {
+        name: enums[name][value.upper()] if isinstance(value, str) and enums.get(name) else value
+        for name, value in fields.items()
+    }
+    return descriptor_type(**values)
+
+
+def _plain(value: Any) -> Any:
+    return value.name.lower() if isinstance(value, Enum) else list(value) if isinstance(value, tuple) else value
 
 
 @frozen

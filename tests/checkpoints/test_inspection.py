@@ -79,8 +79,8 @@ def test_weights_are_taken_as_they_lie_where_that_is_as_fast(tmp_path):
         )
         for layout in stored_first
     }
-    fastest = min(estimates.values())
-    expected = next(layout for layout in stored_first if estimates[layout] == fastest)
+    stored, other = stored_first
+    expected = other if estimates[other] < 0.95 * estimates[stored] else stored
     assert {serving.layout for serving in layer.servings} == {expected}
 
 

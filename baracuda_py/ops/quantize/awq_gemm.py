@@ -338,5 +338,6 @@ OP = Op(
     ),
     examples=_examples(),
     contract=CONTRACT,
+    sizes=("m", "ic", "oc"),
     samples=samples,
 )
