@@ -81,6 +81,7 @@ class Op:
         contract: rules that the named plan checks instead, in this order, before it selects.
         sizes: integer fields of the descriptor that say how large a problem is: between measured problems, estimates
             go by them. None: times that were measured do not correct estimates.
+        tuned: the problems that `baracuda-py tune` measures.
         samples: `samples(descriptor, random) -> {name: array}`, values of those inputs for tests that cannot hold just
             any bits: packed tensors with floats in them. `random` is a NumPy generator.
     """
@@ -96,6 +97,7 @@ class Op:
     examples: tuple[Any, ...]
     contract: tuple[Rule, ...] = ()
     sizes: tuple[str, ...] = ()
+    tuned: Callable[[], Iterable[Any]] = tuple
     samples: Callable[[Any, Any], Mapping[str, Any]] = _no_samples
 
     @property

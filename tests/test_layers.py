@@ -22,7 +22,7 @@ ALLOWED = {
     "errors": set(),
     "vocab": {"errors"},
     "sys": set(),
-    "tuning": {"errors", "vocab"},
+    "tuning": {"errors", "vocab", "registry", "plan", "arrays"},
     "backends": {"errors", "vocab", "sys"},
     "registry": {"errors", "vocab"},
     "alike": {"vocab"},
@@ -36,6 +36,7 @@ ALLOWED = {
     "testing": {"errors", "vocab", "registry", "plan", "arrays"},
     "cli": {
         "errors", "vocab", "registry", "plan", "arrays", "ops", "backends", "sys", "checkpoints", "interop", "quantize",
+        "tuning",
     },
 }
 

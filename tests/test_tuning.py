@@ -188,8 +188,8 @@ def test_a_committed_table_knows_its_kernels_and_problems(found):
             seen.add(descriptor)
             assert problem.times_us.keys() <= labels
             assert all(math.isfinite(us) and us > 0 for us in problem.times_us.values())
-    for key in ("driver", "commit", "samples"):
-        assert found.origin[key]
+    assert found.origin["commit"]
+    assert found.origin["samples"] >= 20
 
 
 def slowdowns(found, problems, registry_of):

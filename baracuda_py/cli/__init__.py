@@ -14,7 +14,7 @@ import typer
 from attrs import define
 
 import baracuda_py
-from baracuda_py.cli import convert, demo, doctor, explain, inspect, ops, quantize, run, skus
+from baracuda_py.cli import convert, demo, doctor, explain, inspect, ops, quantize, run, skus, tune
 from baracuda_py.cli.output import error_console, visible
 from baracuda_py.cli.status import EXIT_CODES_HELP, exit_code, message
 
@@ -117,4 +117,11 @@ app.add_typer(
         "baracuda-py explain softmax --shape 8,1024 --all",
     ),
 )
+app.command(
+    "tune",
+    epilog=_examples(
+        "baracuda-py tune int4_awq_gemm --output tuning",
+        "baracuda-py tune int4_awq_gemm --problem m=1,ic=4096,oc=4096,weight_layout=hf_gemm",
+    ),
+)(tune.tune)
 app.command("doctor", epilog=_examples("baracuda-py doctor", "baracuda-py doctor --require gpu --json"))(doctor.doctor)

@@ -75,10 +75,19 @@ class FakeDriver:
     """The driver calls that the command line makes, on host memory; `log` holds their names."""
 
     version = 13010
+    api = SimpleNamespace(
+        CUstream_flags=SimpleNamespace(CU_STREAM_NON_BLOCKING=1),
+        CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1),
+    )
 
     def __init__(self) -> None:
         self.log: list[str] = []
         self.live_events: set[int] = set()
+        self.streams = 0
+        self.graphs: dict[int, list[float]] = {}  # the time of each launch, by graph
+        self.clock_us = 0.0  # that replays take
+        self.capturing: list[float] | None = None
+        self._recorded: dict[int, float] = {}
         self._memory: dict[int, Any] = {}
 
     def call(self, name: str, *arguments: Any) -> Any:
@@ -103,7 +112,37 @@ class FakeDriver:
         pass
 
     def _cuStreamSynchronize(self, stream: int) -> None:
-        assert stream == 0
+        assert stream <= self.streams
+
+    def _cuStreamCreate(self, flags: int) -> int:
+        self.streams += 1
+        return self.streams
+
+    def _cuStreamDestroy(self, stream: int) -> None:
+        assert stream == self.streams
+        self.streams -= 1
+
+    def _cuStreamBeginCapture(self, stream: int, mode: int) -> None:
+        assert self.capturing is None
+        self.capturing = []
+
+    def _cuStreamEndCapture(self, stream: int) -> int:
+        graph = len(self.log)
+        assert self.capturing is not None
+        self.graphs[graph], self.capturing = self.capturing, None
+        return graph
+
+    def _cuGraphInstantiate(self, graph: int, flags: int) -> int:
+        return graph
+
+    def _cuGraphLaunch(self, graph: int, stream: int) -> None:
+        self.clock_us += sum(self.graphs[graph])
+
+    def _cuGraphExecDestroy(self, graph: int) -> None:
+        assert graph in self.graphs
+
+    def _cuGraphDestroy(self, graph: int) -> None:
+        del self.graphs[graph]
 
     def _cuEventCreate(self, flags: int) -> int:
         event = len(self.live_events) + 1
@@ -112,12 +151,15 @@ class FakeDriver:
 
     def _cuEventRecord(self, event: int, stream: int) -> None:
         assert event in self.live_events
-        assert stream == 0
+        if stream:
+            self._recorded[event] = self.clock_us
 
     def _cuEventSynchronize(self, event: int) -> None:
         assert event == max(self.live_events), "the last event comes after all others"
 
     def _cuEventElapsedTime(self, start: int, stop: int) -> float:
+        if stop in self._recorded:
+            return 1e-3 * (self._recorded[stop] - self._recorded.pop(start))
         return 1e-3 * (stop // 2) ** 2  # ms: 1, 4, 9 ... us, whose median is not their mean
 
     def _cuEventDestroy(self, event: int) -> None:
@@ -150,6 +192,9 @@ class _FakeExecutable:
 
         def bound() -> None:
             backend.driver.log.append("launch")
+            if backend.driver.capturing is not None:
+                backend.driver.capturing += [backend.time_us(launch.entry) for launch in self.launches]
+                return
             if backend.computes:
                 layout = desc.weight_layout.value
                 awq_gemm_host(**arrays, layout=layout, group_size=desc.group_size, epilogue=int(desc.epilogue))
@@ -178,6 +223,11 @@ class FakeGpu:
         self.gpu = Device("cuda", 0, (9, 0), 132, "Fake 90")
         self.loaded: list[tuple[str, str]] = []
         self.broken_entry = ""
+        self.times_us: dict[str, float] = {}
+
+    def time_us(self, entry: str) -> float:
+        """Of one launch in a graph: what `times_us` says of the beginning of its name."""
+        return next((time for name, time in self.times_us.items() if entry.startswith(name)), 1.0)
 
     def problem(self) -> None:
         return None

@@ -11,7 +11,7 @@ Weight layouts (`AwqWeightLayout`), nibble order with high bits left:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -321,6 +321,16 @@ def _examples() -> tuple[Int4AwqGemmDescriptor, ...]:
     return (*every, *odd, mixed)
 
 
+def _tuned() -> Iterator[Int4AwqGemmDescriptor]:
+    """Layers of models of 8B to 70B parameters, from one token to a long prompt."""
+    shapes = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 8192), (8192, 28672), (28672, 8192))
+    rows = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+    return (
+        Int4AwqGemmDescriptor(m, ic, oc, weight_layout=layout)
+        for layout in AwqWeightLayout for ic, oc in shapes for m in rows
+    )  # fmt: skip
+
+
 _DIRECT = (AwqWeightLayout.OC_MAJOR, AwqWeightLayout.HF_GEMM)  # with scales and zero points apart
 
 OP = Op(
@@ -339,5 +349,6 @@ OP = Op(
     examples=_examples(),
     contract=CONTRACT,
     sizes=("m", "ic", "oc"),
+    tuned=_tuned,
     samples=samples,
 )

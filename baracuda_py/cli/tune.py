@@ -1,0 +1,113 @@
+"""`baracuda-py tune OP`: measures an op's kernels on this machine's GPU, and writes the table that `select` goes by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import baracuda_py as bp
+from baracuda_py.cli.output import print_json, print_line, print_table, progress, time_text
+from baracuda_py.cli.parsing import DEVICE_HELP, make_descriptor, parse_device
+from baracuda_py.errors import Unsupported
+from baracuda_py.tuning import FOLDER, read_table, slug, table_json
+from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.tuning import Problem, TuningTable, kernel_label
+
+if TYPE_CHECKING:
+    from baracuda_py.registry import Op
+
+__all__ = ["tune"]
+
+_COMMIT = "BARACUDA_PY_COMMIT"  # what the table's origin says, for tables that are committed
+
+
+def tune(
+    op_name: Annotated[str, typer.Argument(metavar="OP", help="Whose kernels; `baracuda-py ops` lists them.")],
+    problems: Annotated[
+        list[str] | None,
+        typer.Option("--problem", metavar="FIELD=VALUE,...", help="To measure; again for more. Default: the op's own."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", file_okay=False, help=f"Where the table goes. Default: ${FOLDER}."),
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help=DEVICE_HELP)] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Times that each kernel is measured.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """Measure an op's kernels on the GPU, and keep the times as a tuning table: it corrects the estimates of `select`.
+
+    The table is read from the folder that the environment variable BARACUDA_PY_TUNING names. Nothing else should use
+    the GPU meanwhile.
+    """
+    folder = output or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
+    if folder is None:
+        raise typer.BadParameter(f"say where the table goes, or set {FOLDER}", param_hint="--output")
+    registry = bp.default_registry()
+    op, resolved = registry.op(op_name), registry.device(parse_device(device))
+    descriptors = [make_descriptor(op, _fields(text)) for text in problems] if problems else list(op.tuned())
+    if not descriptors:
+        raise Unsupported(
+            op.name, "there must be problems to measure", rule="problems", got="none", fix="Name some with --problem"
+        )
+    # Measuring needs NumPy, which the other commands do without.
+    from baracuda_py.tuning.measure import Tuner
+
+    tuner = Tuner(registry, resolved, samples)
+    before = {descriptor: _selected(registry, descriptor, resolved) for descriptor in descriptors}
+    measured = []
+    with progress(f"measuring {op.name}", len(descriptors)) as advance:
+        for descriptor in descriptors:
+            measured.append(tuner.measure(descriptor))
+            advance(1)
+    path = folder / f"{slug(resolved.name)}.json"
+    table = _merged(path, op, resolved, tuple(measured), samples)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(table_json(table), "utf-8")
+    if as_json:
+        print_json({"path": path, "problems": [{"problem": one.fields, "us": one.times_us} for one in measured]})
+        return
+    _show(measured, [before[descriptor] for descriptor in descriptors])
+    print_line(f"Wrote {path}", "bold")
+    if os.environ.get(FOLDER) != str(folder):
+        print_line(f"{FOLDER}={folder} makes `select` go by it.", indent=2)
+
+
+def _fields(text: str) -> dict[str, str | None]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise typer.BadParameter(f"{text!r} is not FIELD=VALUE,...", param_hint="--problem")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _selected(registry: Any, descriptor: Any, device: Device) -> str:
+    chosen = registry.explain(descriptor, device).chosen
+    return "" if chosen is None else kernel_label(chosen.sku)
+
+
+def _merged(path: Path, op: Op, device: Device, measured: tuple[Problem, ...], samples: int) -> TuningTable:
+    """The table in the file, with the op's problems that were measured in place of what it had of them."""
+    kept: Mapping[str, tuple[Problem, ...]] = {}
+    if path.exists():
+        kept = read_table(path.read_text("utf-8"), str(path)).problems
+    again = [one.fields for one in measured]
+    others = tuple(one for one in kept.get(op.name, ()) if one.fields not in again)
+    cuda: Any = bp.default_registry().backend("cuda")
+    origin = {"cuda_driver_api": cuda.driver.version, "version": bp.__version__, "samples": samples}
+    if commit := os.environ.get(_COMMIT):
+        origin["commit"] = commit
+    return TuningTable(device, {**kept, op.name: (*others, *measured)}, origin)
+
+
+def _show(measured: list[Problem], before: list[str]) -> None:
+    rows = []
+    for problem, selected in zip(measured, before, strict=True):
+        best = min(problem.times_us, key=problem.times_us.__getitem__)
+        over = problem.times_us[selected] / problem.times_us[best] if selected in problem.times_us else 1.0
+        words = ", ".join(f"{name} {value}" for name, value in problem.fields.items())
+        rows.append((words, best, time_text(problem.times_us[best]), "" if over == 1 else f"{over:.2f} x"))
+    print_table(("problem", "fastest", "time", "selected so far"), rows, right=("time",), wrapped="problem")

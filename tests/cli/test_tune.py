@@ -1,0 +1,123 @@
+"""`baracuda-py tune`, on a GPU that is made of host memory and of a clock that only graphs move."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from attrs import evolve
+
+import baracuda_py as bp
+from baracuda_py import tuning
+from baracuda_py.tuning.measure import Tuner
+from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.tuning import kernel_label
+
+PROBLEM = "m=4,ic=256,oc=128,split_k_iters=1"
+DESC = bp.Int4AwqGemmDescriptor(4, 256, 128, split_k_iters=1)
+
+
+@pytest.fixture
+def gpu(gpu):
+    gpu.computes = False
+    gpu.times_us = {"awq_gemm_small_m": 7.0, "awq_gemm_splitk": 3.0, "awq_gemm_reduce": 0.5, "awq_gemm_tiled": 2.0}
+    return gpu
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.delenv(tuning.FOLDER, raising=False)
+    return tmp_path / "tables"
+
+
+def test_the_table_has_the_time_of_every_kernel_that_serves(run, gpu, folder):
+    result = run("tune", "int4_awq_gemm", "--problem", PROBLEM, "--output", folder, "--samples", 3)
+    assert result.code == 0, result.err
+    made = tuning.read_table((folder / "fake-90.json").read_text(), "file")
+    assert (made.device, made.device.name) == (Device("cuda", None, (9, 0), 132), "Fake 90")
+    (problem,) = made.problems["int4_awq_gemm"]
+    assert problem.fields == {"m": 4, "ic": 256, "oc": 128, "split_k_iters": 1}
+    assert problem.times_us == {
+        "sm80.bespoke.small_m_oc_major": 7.0, "sm80.bespoke.splitk_oc_major": 3.0, "sm80.bespoke.tile_oc_major": 3.0,
+        "sm80.bespoke.direct_oc_major": 3.0,
+    }  # fmt: skip
+    assert made.origin == {"cuda_driver_api": 13010, "version": bp.__version__, "samples": 3}
+    assert "selected so far" in result.out
+    assert "2.33 x" in result.out
+    assert f"{tuning.FOLDER}={folder}" in result.out
+
+
+def test_everything_that_was_made_is_gone_again(run, gpu, folder):
+    assert run("tune", "int4_awq_gemm", "--problem", PROBLEM, "--output", folder).code == 0
+    driver = gpu.driver
+    assert (driver.live_events, driver.graphs, driver.streams, driver.capturing) == (set(), {}, 0, None)
+
+
+def test_other_problems_and_ops_of_a_table_are_kept(run, gpu, folder, monkeypatch):
+    monkeypatch.setenv("BARACUDA_PY_COMMIT", "abc")
+    layouts = ("", ",weight_layout=hf_gemm", ",weight_layout=tiled")
+    for problem in (PROBLEM + layouts[0], PROBLEM + layouts[1]):
+        assert run("tune", "int4_awq_gemm", "--problem", problem, "--output", folder).code == 0
+    gpu.times_us["awq_gemm_small_m"] = 9.0
+    more = [word for layout in layouts[1:] for word in ("--problem", PROBLEM + layout)]
+    result = run("tune", "int4_awq_gemm", *more, "--output", folder, "--json")
+    assert len(json.loads(result.out)["problems"]) == 2
+    made = tuning.read_table((folder / "fake-90.json").read_text(), "file")
+    times = [
+        next(us for label, us in one.times_us.items() if "small_m" in label or "stream" in label)
+        for one in made.problems["int4_awq_gemm"]
+    ]
+    assert times == [7.0, 9.0, 2.0]
+    assert made.origin["commit"] == "abc"
+
+
+def test_copies_of_the_weights_outsize_the_cache_and_are_shared_by_kernels(gpu):
+    weights = 256 * 128 // 2 + 2 * 128 * 2 + 2 * 128 // 2
+    tuner = Tuner(bp.default_registry(), gpu.gpu, samples=1, rotated_nbytes=10 * weights - 1)
+    tuner.measure(DESC)
+    launches = gpu.driver.log.count("launch")
+    assert launches == 4 * (10 + 1)  # kernels, and a first call of each
+    copied = gpu.driver.log.count("cuMemcpyHtoD")
+    tuner.measure(evolve(DESC, m=2))
+    assert gpu.driver.log.count("cuMemcpyHtoD") - copied == 4, "only activations are new"
+
+
+def test_what_is_measured_is_what_select_goes_by(run, gpu, folder, monkeypatch):
+    assert run("tune", "int4_awq_gemm", "--problem", PROBLEM, "--output", folder).code == 0
+    monkeypatch.setenv(tuning.FOLDER, str(folder))
+    tuning._tables.cache_clear()
+    registry = bp.default_registry()
+    monkeypatch.setattr(registry, "_tables", tuning.table_for)
+    monkeypatch.setattr(registry, "_calibrations", {})
+    found = registry.explain(DESC, 0)
+    assert found.candidates[0].cost_us == pytest.approx(3.0)
+    assert kernel_label(found.chosen.sku) != "sm80.bespoke.small_m_oc_major"
+    tuning._tables.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("int4_awq_gemm",), 2, "BARACUDA_PY_TUNING"), (("nothing", "--output", "x"), 3, "registered"),
+        (("softmax", "--output", "x"), 3, "--problem"),
+        (("int4_awq_gemm", "--output", "x", "--problem", "m"), 2, "FIELD"),
+        (("int4_awq_gemm", "--output", "x", "--device", "sm_90"), 3, "GPU of this machine"),
+        (("int4_awq_gemm", "--output", "x", "--device", "host"), 3, "GPU of this machine"),
+        (("int4_awq_gemm", "--output", "x", "--problem", "m=1,ic=100,oc=8"), 3, "ic"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(run, gpu, folder, tmp_path, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(tmp_path)
+    result = run("tune", *arguments)
+    assert result.code == code
+    assert said in " ".join(result.err.replace("│", " ").split())
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_ops_own_problems_are_valid_and_cover_every_layout():
+    op = bp.default_registry().op("int4_awq_gemm")
+    problems = list(op.tuned())
+    for descriptor in problems:
+        op.check(descriptor)
+    assert {descriptor.weight_layout for descriptor in problems} == set(bp.AwqWeightLayout)
+    assert len(set(problems)) == len(problems) == 3 * 6 * 12
