@@ -15,7 +15,10 @@ from baracuda_py.vocab.tolerance import relative_tolerance
 
 LAYOUTS = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
 TILED = bp.AwqWeightLayout.TILED
-VARIANTS = [(variant, layout) for variant in ("small_m", "splitk", "tile") for layout in LAYOUTS] + [("stream", TILED)]
+VARIANTS = [
+    *((variant, layout) for variant in ("small_m", "splitk", "tile") for layout in LAYOUTS),
+    *((variant, TILED) for variant in ("stream", "tile", "direct")),
+]
 ELEMENTS = (bp.ElementKind.F16, bp.ElementKind.BF16)
 
 
@@ -66,6 +69,13 @@ def test_a_token_has_the_same_bits_in_every_batch_of_up_to_eight(registry, layou
 def test_a_token_has_the_same_bits_in_every_batch_of_tiled_weights(registry, group, ic, element):
     descriptor = bp.Int4AwqGemmDescriptor(35, ic, 136, group, None, TILED, element)
     _rows_are_those_of(_case(registry, "stream", descriptor), (1, 2, 7, 8, 9, 16, 17, 33))
+
+
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+@pytest.mark.parametrize(("group", "ic"), [(128, 640), (64, 448), (32, 416), (-1, 416)])
+def test_a_token_has_the_same_bits_in_every_tile_of_one_range(registry, group, ic, element):
+    descriptor = bp.Int4AwqGemmDescriptor(130, ic, 136, group, None, TILED, element)
+    _rows_are_those_of(_case(registry, "direct", descriptor), (1, 31, 32, 33, 64, 65, 128, 129))
 
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 7, 21])

@@ -33,7 +33,7 @@ from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
 if TYPE_CHECKING:
     from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmDescriptor
 
-__all__ = ["guarantee", "operands", "sm80_kernels", "streaming_us"]
+__all__ = ["guarantee", "operands", "reduce_launch", "sm80_kernels", "streaming_us"]
 
 _ARCH = ArchSku.SM80
 _MAX_SPLITS = 32  # more would read back more partials than there is work in a split
@@ -105,11 +105,14 @@ def _tile_launches(desc: Int4AwqGemmDescriptor, splits: int) -> tuple[Launch, ..
         (*operands(desc), Pointer(WORKSPACE)),
         code.constant(f"kTileM{rows}SharedBytes"),
     )
-    if splits == 1:
-        return (main,)
+    return (main,) if splits == 1 else (main, reduce_launch(desc, splits))
+
+
+def reduce_launch(desc: Int4AwqGemmDescriptor, splits: int) -> Launch:
+    """The second pass of split-K: f32 partials (splits, m, oc) in the workspace, summed in their order."""
     threads = _module("reduce").constant("kReduceThreads")
-    reduce = Launch(
-        f"awq_gemm_reduce_sm80_{element}",
+    return Launch(
+        f"awq_gemm_reduce_sm80_{desc.element.name.lower()}",
         (min(_ceil_div(desc.m * desc.oc // 2, threads), 1 << 20), 1, 1),
         (threads, 1, 1),
         (
@@ -124,7 +127,6 @@ def _tile_launches(desc: Int4AwqGemmDescriptor, splits: int) -> tuple[Launch, ..
         ),
         module="quantize.awq_gemm.reduce",
     )
-    return main, reduce
 
 
 def _splitk_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:

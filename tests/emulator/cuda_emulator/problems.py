@@ -35,6 +35,9 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
         # Every warp goes round its ring more than once; more tokens than a block takes; ragged last blocks of k.
         *(bp.Int4AwqGemmDescriptor(m, 4160, 40, group, None, _TILED) for m, group in ((3, -1), (9, 64), (35, 32))),
         *(bp.Int4AwqGemmDescriptor(m, 4224, 72, 128, None, _TILED, bp.ElementKind.BF16) for m in (8, 17)),
+        # Tiles of every height; more stages than a ring has, in ranges of k; channels and tokens that are ragged.
+        *(bp.Int4AwqGemmDescriptor(m, ic, oc, group, None, _TILED) for m, ic, oc, group in
+          ((31, 800, 200, 32), (64, 1088, 72, 64), (70, 896, 264, 128), (150, 544, 136, -1))),
     ),
     "int4_awq_repack": (
         # Several tiles each way, the last ones ragged; rows of 33 words lie at no multiples of 16 bytes.

@@ -4,26 +4,16 @@
 // A CTA computes kChannels output channels of kTokens tokens. Its warps share out the blocks of 128 input channels (warp
 // w takes w, w + warps, ...), and each streams its own through a ring of its own: a stage is the block's packed weights,
 // which are contiguous, and the tokens' x. So there is no barrier of the CTA before the sums of the warps are added, in
-// the order of the warps. q - z is exact; f32 accumulators are scaled once a group.
+// the order of the warps.
 //
 // A row's bits do not depend on m: tokens do not meet, and the order of k depends on ic, the groups and the warps only.
 #pragma once
 
-#include "baracuda/awq_gemm.cuh"
-#include "baracuda/awq_tiles.cuh"
+#include "baracuda/awq_gemm_tiled_block.cuh"
 #include "baracuda/cp_async.cuh"
-#include "baracuda/int4_pair.cuh"
-#include "baracuda/mma.cuh"
 #include "baracuda/shared_memory.cuh"
 
 namespace baracuda {
-
-constexpr int kLaneBytes = 16;
-constexpr int kMmaDepth = 16;
-constexpr int kBlockSteps = kBlockDepth / kMmaDepth;         // k16 steps of a block
-constexpr int kTokenBytes = kBlockDepth * 2;                 // x of a token in a stage
-constexpr int kTokenChunks = kTokenBytes / kLaneBytes;
-constexpr int kChunkChannels = kBlockDepth / kTokenChunks;   // input channels of a chunk
 
 // Shapes of one entry point.
 template <int kBlockCount, int kTokenTiles, int kGroupCount, int kRing>
@@ -42,12 +32,6 @@ struct TiledShape {
   static_assert(kSumBytes <= kRingBytes, "the sums of a warp take the place of its ring");
   static_assert(kStages >= 2, "one stage is read while another is filled");
 };
-
-// Where a stage keeps 16 bytes of a token's x: rows of 256 bytes, their chunks exchanged so that eight tokens' lie in
-// distinct banks.
-__device__ __forceinline__ unsigned token_offset(int token, int chunk) {
-  return static_cast<unsigned>(token * kTokenBytes + (chunk ^ token % 8) * kLaneBytes);
-}
 
 // What a warp copies from, and how far it has come.
 template <typename Shape, typename Element>
@@ -76,75 +60,6 @@ struct TiledStream {
     }
   }
 };
-
-// Adds a block to `sums`, [m16 tile][n8 tile].
-template <typename Shape, typename Element>
-__device__ __forceinline__ void multiply_block(const unsigned char* s_stage, unsigned s_stage_address, int lane,
-                                               bool scales_bf16, float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
-  using Pair = Int4Pair<Element>;
-  constexpr int kPartSteps = kBlockSteps / Shape::kGroups;
-  constexpr int kWords = 4;  // k16 steps whose weights a lane reads at once
-  const int row = lane / 4;
-  const unsigned s_tokens = s_stage_address + Shape::kWeightBytes;
-  uint4 words[Shape::kTilesM];
-#pragma unroll
-  for (int part = 0; part < Shape::kGroups; ++part) {
-    unsigned upper[Shape::kTilesM], lower[Shape::kTilesM];  // zero terms of the tile's rows 0 to 7, and 8 to 15
-    float partial[Shape::kTilesM][Shape::kTilesN][4] = {};
-#pragma unroll
-    for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-      const unsigned char* s_block = s_stage + tile / 2 * block_bytes(Shape::kGroups);
-      const unsigned zeros = s_block[zero_offset(Shape::kGroups, part) + 2 * row + tile % 2];
-      upper[tile] = Pair::template zero_term<0>(nibble(zeros, 0));
-      lower[tile] = Pair::template zero_term<1>(nibble(zeros, 1));
-    }
-#pragma unroll
-    for (int step = part * kPartSteps; step < (part + 1) * kPartSteps; step += 2) {
-      if (step % kWords == 0) {
-#pragma unroll
-        for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-          const unsigned char* s_block = s_stage + tile / 2 * block_bytes(Shape::kGroups);
-          words[tile] = *reinterpret_cast<const uint4*>(
-              s_block + ((tile % 2 * 2 + step / kWords) * kWarpLanes + lane) * kLaneBytes);
-        }
-      }
-      unsigned tokens[Shape::kTilesN][4];  // of two steps
-#pragma unroll
-      for (int n = 0; n < Shape::kTilesN; ++n) {
-        ldmatrix_x4(tokens[n], s_tokens + token_offset(8 * n + lane % 8, 2 * step + lane / 8));
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-          const unsigned word = step % kWords == 0 ? (half == 0 ? words[tile].x : words[tile].y)
-                                                   : (half == 0 ? words[tile].z : words[tile].w);
-          const unsigned a[4] = {Pair::template spread_pair<0>(word, upper[tile]),
-                                 Pair::template spread_pair<1>(word, lower[tile]),
-                                 Pair::template spread_pair<2>(word, upper[tile]),
-                                 Pair::template spread_pair<3>(word, lower[tile])};
-#pragma unroll
-          for (int n = 0; n < Shape::kTilesN; ++n) {
-            mma_m16n8k16<Element>(partial[tile][n], a, tokens[n][2 * half], tokens[n][2 * half + 1]);
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-      const unsigned char* s_block = s_stage + tile / 2 * block_bytes(Shape::kGroups);
-      const float2 scale = scale_pair_to_f32(
-          *reinterpret_cast<const unsigned*>(s_block + scale_offset(part) + (2 * row + tile % 2) * 4), scales_bf16);
-#pragma unroll
-      for (int n = 0; n < Shape::kTilesN; ++n) {
-        sums[tile][n][0] = fmaf(partial[tile][n][0], scale.x, sums[tile][n][0]);
-        sums[tile][n][1] = fmaf(partial[tile][n][1], scale.x, sums[tile][n][1]);
-        sums[tile][n][2] = fmaf(partial[tile][n][2], scale.y, sums[tile][n][2]);
-        sums[tile][n][3] = fmaf(partial[tile][n][3], scale.y, sums[tile][n][3]);
-      }
-    }
-  }
-}
 
 template <typename Shape, typename Element>
 __device__ __forceinline__ void awq_gemm_tiled(const AwqGemmOperands<Element>& operands) {
@@ -185,7 +100,8 @@ __device__ __forceinline__ void awq_gemm_tiled(const AwqGemmOperands<Element>& o
     if (copied < blocks) stream.copy(s_ring_address + freed * Shape::kStageBytes, copied, lane);
     cp_async_commit();
     multiply_block<Shape, Element>(s_ring + stage * Shape::kStageBytes,
-                                   s_ring_address + stage * Shape::kStageBytes, lane, operands.scales_bf16, sums);
+                                   s_ring_address + stage * Shape::kStageBytes + Shape::kWeightBytes, lane,
+                                   operands.scales_bf16, sums);
     stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
   }
 
