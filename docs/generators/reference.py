@@ -47,10 +47,16 @@ def module_page(module_name: str) -> str:
     return f"{module_name.removeprefix('baracuda_py.')}.md"
 
 
+def _absent(name: str) -> None:
+    """Called for a package that cannot be imported: right for a framework that is not there."""
+    if not name.startswith("baracuda_py.interop."):
+        raise  # the error that is being handled
+
+
 def _public_modules() -> Iterator[ModuleType]:
-    for found in walk_packages(baracuda_py.__path__, "baracuda_py."):
+    for found in walk_packages(baracuda_py.__path__, "baracuda_py.", _absent):
         name = found.name.removeprefix("baracuda_py.")
-        if _INTERNAL.match(name):
+        if _INTERNAL.match(name) or name.startswith("interop."):  # which need their framework: see their guides
             continue
         module = import_module(found.name)
         if hasattr(module, "OP") if name.startswith("ops.") else hasattr(module, "__all__"):

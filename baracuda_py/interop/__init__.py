@@ -1,0 +1,1 @@
+"""baracuda_py inside frameworks: one subpackage each, imported only when asked for."""

@@ -1,0 +1,195 @@
+"""`AwqLinear`: a linear layer with 4-bit weights, in the place of a `torch.nn.Linear`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+import baracuda_py as bp
+from baracuda_py.errors import InvalidProblem
+from baracuda_py.interop.torch.workspaces import workspace_for
+from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
+from baracuda_py.ops.quantize.awq_repack import Int4AwqRepackArgs, Int4AwqRepackDescriptor
+from baracuda_py.vocab.elements import element_of_torch
+from baracuda_py.vocab.enums import ElementKind, EpilogueKind
+from baracuda_py.vocab.preference import Workspace
+
+if TYPE_CHECKING:
+    from baracuda_py.checkpoints.layer import PackedLayer
+
+__all__ = ["AwqLinear"]
+
+
+class AwqLinear(torch.nn.Module):
+    """y = x W^T + b, W in 4 bits: activations f16 or bf16, of any number of axes, the last of `in_features`.
+
+    Its buffers have the names that AWQ checkpoints give them, so that with the layout HF_GEMM, `load_state_dict` takes
+    them as they are: `qweight`, `qzeros` and `scales`, `bias` where there is one. With TILED, `qweight` holds the other
+    two, which are then None.
+
+    There are no gradients: run it under `torch.no_grad()` or `torch.inference_mode()`.
+
+    Args:
+        in_features, out_features: multiples of 32 and of 8.
+        bias: whether there is one.
+        group_size: input features that share a scale: 32, 64, 128, or -1 for all.
+        layout: of the weights.
+        dtype: of scales and bias, f16 or bf16.
+        device: as torch has it.
+
+    Raises:
+        Unsupported, InvalidProblem: sizes that the AWQ GEMM does not allow.
+    """
+
+    qweight: Any
+    qzeros: Any
+    scales: Any
+    bias: Any
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        group_size: int = 128,
+        layout: AwqWeightLayout = AwqWeightLayout.HF_GEMM,
+        dtype: Any = torch.float16,
+        device: Any = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.group_size, self.layout = group_size, layout
+        self.scales_element = element_of_torch(dtype) or ElementKind.F16
+        self._plans: dict[Any, Any] = {}
+        problem = self._descriptor(0, self.scales_element, bias)
+        bp.default_registry().op_for(problem).check(problem)
+
+        def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        apart = problem.scales_apart
+        groups = problem.groups
+        self.register_buffer("qweight", empty(problem.weight_shape, torch.int32))
+        self.register_buffer("qzeros", empty((groups, out_features // 8), torch.int32) if apart else None)
+        self.register_buffer("scales", empty((groups, out_features), dtype) if apart else None)
+        self.register_buffer("bias", empty((out_features,), dtype) if bias else None)
+
+    @classmethod
+    def from_layer(
+        cls, layer: PackedLayer, *, device: Any = None, layout: AwqWeightLayout = AwqWeightLayout.HF_GEMM,
+        lossy: bool = False,
+    ) -> Self:  # fmt: skip
+        """The module of a layer of a checkpoint (`baracuda_py.checkpoints.open(...)[name]`), of any format.
+
+        Args:
+            layer: in whatever format.
+            device: as torch has it.
+            layout: of the weights; TILED is made on the device.
+            lossy: whether weights may change where the layer's format demands it; see `PackedLayer.gemm_operands`.
+        """
+        first = AwqWeightLayout.HF_GEMM if layout is AwqWeightLayout.TILED else layout
+        operands = layer.gemm_operands(first, lossy=lossy)
+        made = cls(
+            operands.ic, operands.oc, operands.bias is not None, group_size=operands.group_size, layout=first,
+            dtype=_tensor(operands.scales).dtype, device="meta",
+        )  # fmt: skip
+        parts = {"qweight": operands.weight_packed, "qzeros": operands.zeros, "scales": operands.scales}
+        if operands.bias is not None:
+            parts["bias"] = operands.bias
+        for name, array in parts.items():
+            setattr(made, name, _tensor(array).to(device))
+        return made.repack_(layout)
+
+    def repack_(self, layout: AwqWeightLayout) -> Self:
+        """Put the weights in another layout, on the device where they are; the old ones are freed. Returns self."""
+        if layout is self.layout:
+            return self
+        change = Int4AwqRepackDescriptor(self.in_features, self.out_features, self.group_size, self.layout, layout)
+        device, groups = self.qweight.device, change.groups
+        dtype = torch.bfloat16 if self.scales_element is ElementKind.BF16 else torch.float16
+        weight = torch.empty(change.target_shape, dtype=torch.int32, device=device)
+        zeros = scales = None
+        if change.target_apart:
+            zeros = torch.empty((groups, self.out_features // 8), dtype=torch.int32, device=device)
+        if change.writes_scales:
+            scales = torch.empty((groups, self.out_features), dtype=dtype, device=device)
+        args = Int4AwqRepackArgs(
+            self.qweight, self.qzeros, weight, zeros, scales=self.scales if change.reads_scales else None,
+            scales_repacked=scales,
+        )  # fmt: skip
+        bp.select(change, self.qweight).run(None, Workspace.NONE, args)
+        self.qweight, self.qzeros = weight, zeros
+        self.scales = (scales if change.writes_scales else self.scales) if change.target_apart else None
+        self.layout = layout
+        self._plans = {}
+        return self
+
+    def forward(self, x: Any) -> Any:
+        """y (..., out_features) of x (..., in_features)."""
+        if torch.compiler.is_compiling():
+            return self._operator(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("AwqLinear has no gradient: run it under torch.no_grad(), or detach its input")
+        flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        rows = flat.shape[0]
+        key = (rows, x.dtype, x.device)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._plan(flat)
+        output = flat.new_empty((rows, self.out_features))
+        bias = self.bias
+        if bias is not None and bias.dtype != x.dtype:
+            bias = bias.to(x.dtype)
+        args = Int4AwqGemmArgs(flat, self.qweight, self.scales, self.qzeros, output, bias)
+        plan.run(None, workspace_for(plan, flat), args)
+        return output if x.dim() == 2 else output.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"group_size={self.group_size}, layout={self.layout.value}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}}  # plans are this process's
+
+    def _operator(self, x: Any) -> Any:
+        """The same as `torch.ops.baracuda.int4_awq_gemm`, which compilers see through."""
+        flat = x.reshape(-1, self.in_features)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        made = torch.ops.baracuda.int4_awq_gemm(
+            flat, self.qweight, self.scales, self.qzeros, bias, oc=self.out_features, group_size=self.group_size,
+            split_k_iters=None, weight_layout=self.layout.value, scales_element=self.scales_element.name.lower(),
+            epilogue="identity" if bias is None else "bias",
+        )  # fmt: skip
+        return made.reshape(*x.shape[:-1], self.out_features)
+
+    def _plan(self, flat: Any) -> Any:
+        element = element_of_torch(flat.dtype)
+        if element is None:
+            raise InvalidProblem("x", "it must be float16 or bfloat16", rule="dtype", value=flat.dtype)
+        if flat.shape[1] != self.in_features:
+            raise InvalidProblem(
+                "x", f"its last axis must have {self.in_features}", rule="in_features", value=tuple(flat.shape)
+            )
+        return bp.select(self._descriptor(flat.shape[0], element, self.bias is not None), flat)
+
+    def _descriptor(self, rows: int, element: ElementKind, bias: bool) -> Int4AwqGemmDescriptor:
+        return Int4AwqGemmDescriptor(
+            rows, self.in_features, self.out_features, self.group_size, split_k_iters=None, weight_layout=self.layout,
+            element=element, epilogue=EpilogueKind.BIAS if bias else EpilogueKind.IDENTITY,
+            scales_element=self.scales_element,
+        )  # fmt: skip
+
+
+def _tensor(array: Any) -> Any:
+    """A torch tensor of a NumPy array, bfloat16 too."""
+    import numpy as np
+
+    array = np.array(array)  # what a file is mapped to cannot be written, which torch warns of
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array.view(np.int32) if array.dtype == np.uint32 else array)
