@@ -10,7 +10,7 @@ PAGES = (
     "README.md", "docs/tutorial.md", "docs/guide-workspaces-and-graphs.md", "docs/guide-checkpoints.md",
     "docs/guide-quantize.md",
 )  # fmt: skip
-KNOWN_NEEDS = {"torch", "cupy", "gpu"}
+KNOWN_NEEDS = {"torch", "transformers", "cupy", "gpu"}
 
 
 def run(blocks: Any, page: str, provided: set[str]) -> int:
@@ -27,9 +27,15 @@ def test_plain_blocks_run(blocks: Any, page: str) -> None:
     assert run(blocks, page, set())
 
 
-def test_torch_blocks_run_on_the_cpu(blocks: Any) -> None:
-    pytest.importorskip("torch")
-    assert run(blocks, "docs/tutorial.md", {"torch"})
+@pytest.mark.parametrize(
+    ("page", "needs"),
+    [("docs/tutorial.md", {"torch"}), ("docs/guide-torch.md", {"torch"}),
+     ("docs/guide-torch.md", {"torch", "transformers"})],
+)  # fmt: skip
+def test_blocks_of_frameworks_run_on_the_cpu(blocks: Any, page: str, needs: set[str]) -> None:
+    for name in needs:
+        pytest.importorskip(name)
+    assert run(blocks, page, needs)
 
 
 @pytest.mark.gpu
@@ -42,6 +48,6 @@ def test_gpu_blocks_run(blocks: Any, page: str, framework: str) -> None:
     assert run(blocks, page, {framework, "gpu"})
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "docs/guide-torch.md"])
 def test_what_a_block_needs_is_known(blocks: Any, page: str) -> None:
     assert {need for block in blocks(page) for need in block.needs} <= KNOWN_NEEDS

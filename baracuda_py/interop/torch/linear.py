@@ -18,7 +18,7 @@ from baracuda_py.vocab.preference import Workspace
 if TYPE_CHECKING:
     from baracuda_py.checkpoints.layer import PackedLayer
 
-__all__ = ["AwqLinear"]
+__all__ = ["AwqLinear", "as_tensor"]
 
 
 class AwqLinear(torch.nn.Module):
@@ -93,13 +93,13 @@ class AwqLinear(torch.nn.Module):
         operands = layer.gemm_operands(first, lossy=lossy)
         made = cls(
             operands.ic, operands.oc, operands.bias is not None, group_size=operands.group_size, layout=first,
-            dtype=_tensor(operands.scales).dtype, device="meta",
+            dtype=as_tensor(operands.scales).dtype, device="meta",
         )  # fmt: skip
         parts = {"qweight": operands.weight_packed, "qzeros": operands.zeros, "scales": operands.scales}
         if operands.bias is not None:
             parts["bias"] = operands.bias
         for name, array in parts.items():
-            setattr(made, name, _tensor(array).to(device))
+            setattr(made, name, as_tensor(array).to(device))
         return made.repack_(layout)
 
     def repack_(self, layout: AwqWeightLayout) -> Self:
@@ -185,8 +185,8 @@ class AwqLinear(torch.nn.Module):
         )  # fmt: skip
 
 
-def _tensor(array: Any) -> Any:
-    """A torch tensor of a NumPy array, bfloat16 too."""
+def as_tensor(array: Any) -> Any:
+    """A torch tensor with a copy of a NumPy array, bfloat16 too."""
     import numpy as np
 
     array = np.array(array)  # what a file is mapped to cannot be written, which torch warns of

@@ -1,0 +1,163 @@
+"""`load_awq`: whole models of transformers with AWQ weights, on the CPU here, and marked `gpu` on one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file
+
+import baracuda_py as bp
+from baracuda_py import checkpoints
+from baracuda_py.errors import CheckpointError, Unsupported
+from baracuda_py.interop.torch import AwqLinear
+from baracuda_py.interop.transformers import load_awq
+from baracuda_py.quantize import quantize_checkpoint
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+SIZES = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 64,
+}  # fmt: skip
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**SIZES),
+    "llama, tied": lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "qwen2, biases": lambda: transformers.Qwen2Config(**SIZES),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=16),
+}
+PROMPT = torch.arange(3, 15).reshape(2, 6)  # 0 is padding
+
+
+def dense(config, seed=0):
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+        elif parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.08)  # so that the layers count
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture(params=CONFIGS)
+def folders(request, tmp_path):
+    """A quantised folder, and the same model with the weights that it stands for."""
+    model = dense(CONFIGS[request.param]())
+    source, target = tmp_path / "dense", tmp_path / "awq"
+    model.save_pretrained(source)
+    quantize_checkpoint(source, target)
+    read = checkpoints.open(target)
+    for name in read:
+        weight = torch.from_numpy(checkpoints.unpack(read[name]).weights().T.copy())
+        model.get_submodule(name).weight.data.copy_(weight)
+    return target, model
+
+
+def error(found, exact):
+    found, exact = found.double().cpu(), exact.double().cpu()
+    return float(torch.linalg.norm(found - exact) / torch.linalg.norm(exact))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", bp.AwqWeightLayout)
+def test_logits_and_tokens_are_those_of_the_dequantised_model(folders, layout, device):
+    folder, exact = folders
+    model = load_awq(folder, device, layout=layout)
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, AwqLinear)}
+    assert packed.keys() == set(checkpoints.open(folder))
+    assert {module.layout for module in packed.values()} == {layout}
+    with torch.no_grad():
+        assert error(model(PROMPT.to(device)).logits, exact.double()(PROMPT).logits) < 2e-3
+        options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+        tokens = model.generate(PROMPT.to(device), **options).cpu()
+        assert tokens.shape == (2, 18)
+        # Each is the exact model's choice after those before it, or one that it likes as much but for rounding.
+        logits = exact(tokens).logits[:, 5:-1]
+        chosen = logits.gather(-1, tokens[:, 6:, None])[..., 0]
+        special = [token for token in (exact.generation_config.eos_token_id,) if isinstance(token, int)]
+        logits[..., special] = -torch.inf  # min_new_tokens forbids the end
+        assert (logits.amax(-1) - chosen <= 1e-2 * logits[logits.isfinite()].std()).all()
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training
+
+
+def test_bfloat16_activations_over_f16_scales(folders):
+    folder, exact = folders
+    model = load_awq(folder, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert error(model(PROMPT).logits, exact.double()(PROMPT).logits) < 3e-2
+
+
+def test_any_format_and_shards_are_read(folders, tmp_path):
+    folder, exact = folders
+    other = tmp_path / "other"
+    checkpoints.convert(folder, other, checkpoints.PackedFormat.COMPRESSED_TENSORS, max_shard_bytes=100_000)
+    assert len(list(other.glob("*.safetensors"))) > 1
+    with torch.no_grad():
+        assert error(load_awq(other)(PROMPT).logits, exact.double()(PROMPT).logits) < 2e-3
+
+
+@pytest.fixture
+def folder(tmp_path):
+    dense(CONFIGS["llama"]()).save_pretrained(tmp_path / "dense")
+    quantize_checkpoint(tmp_path / "dense", tmp_path / "awq", skip=["k_proj"])
+    return tmp_path / "awq"
+
+
+def changed(folder, change):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_what_the_headers_say_decides_what_is_packed(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["modules_to_not_convert"] = ["q_proj"]  # and not k_proj, which is dense
+    (folder / "config.json").write_text(json.dumps(config))
+    layer = load_awq(folder).model.layers[0].self_attn
+    assert type(layer.k_proj) is torch.nn.Linear
+    assert isinstance(layer.q_proj, AwqLinear)
+
+
+def test_a_tensor_that_is_missing_or_has_no_place_is_named(folder):
+    norm = "model.layers.1.input_layernorm.weight"
+    with pytest.raises(CheckpointError) as refused:
+        load_awq(changed(folder, lambda tensors: tensors.pop(norm)))
+    assert (refused.value.tensor, refused.value.rule) == (norm, "missing")
+    with pytest.raises(CheckpointError) as refused:
+        load_awq(changed(folder, lambda tensors: tensors.update({"model.extra.weight": torch.ones(3)})))
+    assert (refused.value.tensor, refused.value.rule) == ("model.extra.weight", "unexpected")
+
+
+def test_a_tensor_of_another_shape_is_named(folder):
+    norm = "model.norm.weight"
+    with pytest.raises(CheckpointError) as refused:
+        load_awq(changed(folder, lambda tensors: tensors.update({norm: torch.ones(64)})))
+    assert (refused.value.tensor, refused.value.rule) == (norm, "shape")
+
+
+def test_a_packed_layer_that_is_no_linear_of_the_model_is_refused(folder):
+    old, new = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.experts.0.up_proj"
+
+    def rename(tensors):
+        for part in ("qweight", "qzeros", "scales"):
+            tensors[f"{new}.{part}"] = tensors.pop(f"{old}.{part}")
+
+    with pytest.raises(Unsupported, match=r"must be a torch\.nn\.Linear.*got nothing.*experts") as refused:
+        load_awq(changed(folder, rename))
+    assert refused.value.where == new
+
+
+def test_without_transformers_what_to_install_is_said():
+    code = "import sys; sys.modules['transformers'] = None; import baracuda_py.interop.transformers"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install transformers" in done.stderr.splitlines()[-1]
