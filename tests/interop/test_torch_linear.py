@@ -16,8 +16,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import baracuda_py as bp
 from baracuda_py import checkpoints
 from baracuda_py.errors import InvalidProblem, Unsupported
-from baracuda_py.interop.torch import AwqLinear, workspaces
-from baracuda_py.interop.torch.workspaces import workspace_for
+from baracuda_py.interop.torch import AwqLinear
+from baracuda_py.interop.torch.calls import readable, workspace_for
 from baracuda_py.quantize import quantize_awq
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoints"))
@@ -177,20 +177,133 @@ def test_what_does_not_fit_is_refused_by_name():
         AwqLinear(IC, OC + 1)
 
 
-def test_one_workspace_serves_all_plans_of_a_stream_and_outgrown_ones_stay(monkeypatch):
-    monkeypatch.setattr(workspaces, "_current", {})
-    monkeypatch.setattr(workspaces, "_outgrown", [])
+def test_a_cast_of_the_model_changes_no_weights(device):
+    x = torch.randn(3, IC, device=device)
+    for layout in LAYOUTS:
+        module, w = filled(layout, device=device)
+        expected = module(x.half())
+        for cast in ("bfloat16", "float", "double", "half"):
+            getattr(module, cast)()
+            assert module.scales_element is bp.ElementKind.F16
+            close(module(x.bfloat16()), x.bfloat16(), w, module.bias)
+        torch.testing.assert_close(module(x.half()), expected, rtol=1e-2, atol=1e-2)  # its bias was bf16
+        close(module.repack_(bp.AwqWeightLayout.TILED)(x.half()), x.half(), w, module.bias)
 
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loading_takes_over_the_dtype_of_the_scales(layout, assign, device):
+    module, w = filled(layout, dtype=torch.bfloat16, device=device, bias=False)
+    other = AwqLinear(IC, OC, False, layout=layout, device="meta" if assign else device)
+    x = torch.randn(3, IC).half().to(device)
+    if not assign:
+        other(x)  # plans of the old dtype are no use any more
+    other.load_state_dict(module.state_dict(), assign=assign)
+    assert other.scales_element is bp.ElementKind.BF16
+    close(other(x), x, w, None)
+    close(other.repack_(bp.AwqWeightLayout.TILED)(x), x, w, None)
+    close(other.repack_(bp.AwqWeightLayout.HF_GEMM)(x), x, w, None)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("first", LAYOUTS)
+@pytest.mark.parametrize("second", LAYOUTS)
+def test_a_state_dict_of_another_layout_is_refused(first, second, strict):
+    def square(layout):
+        made = AwqLinear(128, 128, False).repack_(layout)
+        return torch.nn.Sequential(torch.nn.Identity(), made)
+
+    state = square(first).state_dict()
+    if first is second:
+        assert not any(square(second).load_state_dict(state, strict=strict))
+    else:
+        with pytest.raises(RuntimeError, match=f"1.qweight is in the layout {first.value}, .* is {second.value}"):
+            square(second).load_state_dict(state, strict=strict)
+
+
+def test_scales_of_another_dtype_are_refused():
+    module, _ = filled()
+    with pytest.raises(RuntimeError, match=r"scales must be float16 or bfloat16, not torch\.float32"):
+        module.load_state_dict({**module.state_dict(), "scales": module.scales.float()})
+    with pytest.raises(InvalidProblem, match="float16 or bfloat16"):
+        AwqLinear(IC, OC, dtype=torch.float32)
+
+
+def strided(x):
+    """The same activations, lying otherwise."""
+    rows, width = x.shape
+    yield x.t().contiguous().t()
+    yield torch.stack([x, x], 2).flatten(1)[:, ::2]
+    yield torch.cat([x, x], 1)[:, :width]
+    shifted = torch.empty(rows * width + 4, dtype=x.dtype, device=x.device)[4:].view(rows, width)
+    yield shifted.copy_(x)
+    padded = torch.empty(rows, width + 12, dtype=x.dtype, device=x.device)[:, 4 : width + 4]
+    yield padded.copy_(x)
+    yield torch._neg_view(-x)
+    yield torch.complex(x.float(), -x.float()).conj().imag.to(x.dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_activations_may_lie_in_memory_as_they_like(layout, device):
+    module, _ = filled(layout, device=device)
+    x = torch.randn(5, IC).half().to(device)
+    expected = module(x)
+    options = {"oc": OC, "split_k_iters": None, "weight_layout": layout.value, "epilogue": "bias"}
+    parts = (module.qweight, module.scales, module.qzeros, module.bias)
+    for other in strided(x):
+        assert torch.equal(module(other), expected)
+        assert torch.equal(torch.ops.baracuda.int4_awq_gemm(other, *parts, **options), expected)
+    row = x[:1].expand(4, -1)
+    assert torch.equal(module(row), module(row.contiguous()))
+
+
+def test_what_a_kernel_can_read_is_not_copied():
+    x = torch.zeros(4, 64).half()
+    for tensor, strides, alignment in (
+        (x, "contiguous", 16), (x[:, :32], "rows", 16), (x[:, 8:40], "rows", 16), (x[:, 1:33], "rows", 2),
+        (x.t(), "any", 1), (x[0, 0], "contiguous", 16),
+    ):  # fmt: skip
+        assert readable(tensor, strides, alignment) is tensor
+    for tensor, strides, alignment in ((x[:, :32], "contiguous", 1), (x[:, 1:33], "rows", 16), (x.t(), "rows", 1)):
+        copy_ = readable(tensor, strides, alignment)
+        assert copy_.is_contiguous()
+        assert copy_.data_ptr() % alignment == 0
+
+
+def test_plans_of_ever_new_numbers_of_rows_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(sys.modules[AwqLinear.__module__], "_MOST_PLANS", 3)
+    module, _ = filled()
+    for rows in range(1, 9):
+        module(torch.zeros(rows, IC).half())
+        assert len(module._plans) <= 3
+
+
+def test_compiled_too_a_wrong_width_is_refused_by_name():
+    module, _ = filled()
+    torch._dynamo.reset()
+    with torch.no_grad(), pytest.raises(Exception, match=f"must have {IC}"):
+        torch.compile(module, backend="aot_eager")(torch.randn(2, IC + 8).half())
+
+
+def test_a_workspace_is_memory_of_torch():
     class Plan:
         def __init__(self, nbytes):
             self.workspace_size = nbytes
 
     x = torch.empty(1)
     assert workspace_for(Plan(0), x) is bp.Workspace.NONE
-    first = workspace_for(Plan(100), x)
-    assert first.nbytes >= 100
-    assert workspace_for(Plan(150), x) is first
-    larger = workspace_for(Plan(1000), x)
-    assert larger.nbytes >= 1000
-    assert workspaces._outgrown == [first]
-    assert workspace_for(Plan(100), x) is larger
+    made = workspace_for(Plan(100), x)
+    assert (made.nbytes, made.device, made.pointer) == (100, -1, made.owner.data_ptr())
+    assert made.owner.nbytes == 100
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_graphs_of_inductor_compute_the_same(layout):
+    module, _ = filled(layout, device="cuda")
+    torch._dynamo.reset()
+    compiled = torch.compile(module, mode="reduce-overhead")
+    with torch.no_grad():
+        for rows in (1, 48, 1, 48, 48):
+            x = torch.randn(rows, IC, device="cuda").half()
+            assert torch.equal(compiled(x), module(x))

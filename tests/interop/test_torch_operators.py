@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 import baracuda_py as bp
 from baracuda_py.errors import InvalidProblem, Unsupported
 from baracuda_py.interop.torch import operators
+from baracuda_py.interop.torch.gradients import kernel_without_gradient
 from baracuda_py.interop.torch.operators import TorchOperator, torch_dtype
 from baracuda_py.testing.calls import reference_outputs
 from baracuda_py.testing.data import inputs_for
@@ -137,6 +138,54 @@ def test_a_gradient_is_refused_in_words():
     y = torch.ops.baracuda.softmax(x)
     with pytest.raises(RuntimeError, match=r"baracuda::softmax has no gradient.*no_grad"):
         y.sum().backward()
+
+
+def test_forward_mode_is_refused_in_words():
+    softmax, x = torch.ops.baracuda.softmax, torch.randn(2, 4)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"softmax has no gradient"):
+        softmax(torch.autograd.forward_ad.make_dual(x, x))
+    with pytest.raises(RuntimeError, match=r"softmax has no gradient"):
+        torch.func.jvp(lambda one: softmax(one), (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.equal(softmax(x), softmax(x.clone()))
+
+
+def _scale_in_place(factor, output):
+    output.numpy()[:] *= factor.item()  # which torch does not see, as it does not see kernels
+
+
+@pytest.fixture
+def scale_():
+    """An operator that changes its tensor in place, as those do whose output is read."""
+    library = torch.library.Library("baracuda_test", "FRAGMENT")
+    library.define("scale_(Tensor factor, Tensor(a!) output) -> ()")
+    overload = torch.ops.baracuda_test.scale_.default
+    library.impl("scale_", _scale_in_place, "CPU")
+    library.impl("scale_", kernel_without_gradient(overload, True), "Autograd", with_keyset=True)
+    yield torch.ops.baracuda_test.scale_
+    library._destroy()
+
+
+def test_a_change_in_place_is_seen_by_autograd(scale_):
+    factor, output = torch.full((1,), 3.0), torch.ones(4)
+    scale_(factor, output)
+    assert output.tolist() == [3.0] * 4
+    assert output._version == 1
+    for tensors in ((factor.clone().requires_grad_(), output), (factor, output.clone().requires_grad_())):
+        with pytest.raises(RuntimeError, match="no gradient"):
+            scale_(*tensors)
+        with torch.no_grad():
+            scale_(*tensors)
+    p = torch.ones(4, requires_grad=True)
+    product = (p * output).sum()
+    scale_(factor, output)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_every_operator_has_it():
+    for name in operators:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"baracuda::{name}", "Autograd")
 
 
 def test_what_a_kernel_refuses_and_words_that_are_none_are_errors_of_the_package():

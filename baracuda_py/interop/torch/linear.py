@@ -8,7 +8,7 @@ import torch
 
 import baracuda_py as bp
 from baracuda_py.errors import InvalidProblem
-from baracuda_py.interop.torch.workspaces import workspace_for
+from baracuda_py.interop.torch.calls import readable, workspace_for
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
 from baracuda_py.ops.quantize.awq_repack import Int4AwqRepackArgs, Int4AwqRepackDescriptor
 from baracuda_py.vocab.elements import element_of_torch
@@ -20,13 +20,21 @@ if TYPE_CHECKING:
 
 __all__ = ["AwqLinear", "as_tensor"]
 
+_SCALES = {torch.float16: ElementKind.F16, torch.bfloat16: ElementKind.BF16}
+_FORM = "weight_form"  # of a state dict: UTF-8 of layout and element of the scales
+_ALIGNMENT = 16  # bytes; the most that a kernel asks of activations
+_MOST_PLANS = 4096  # of a module; one a number of rows
+
 
 class AwqLinear(torch.nn.Module):
     """y = x W^T + b, W in 4 bits: activations f16 or bf16, of any number of axes, the last of `in_features`.
 
     Its buffers have the names that AWQ checkpoints give them, so that with the layout HF_GEMM, `load_state_dict` takes
     them as they are: `qweight`, `qzeros` and `scales`, `bias` where there is one. With TILED, `qweight` holds the other
-    two, which are then None.
+    two, which are then None. A state dict of another layout has an entry more, `weight_form`, which says what it is;
+    `load_state_dict` refuses weights of another form than the module's.
+
+    Scales keep the dtype in which they came: `half()`, `bfloat16()` and the like change none of the weights.
 
     There are no gradients: run it under `torch.no_grad()` or `torch.inference_mode()`.
 
@@ -35,11 +43,11 @@ class AwqLinear(torch.nn.Module):
         bias: whether there is one.
         group_size: input features that share a scale: 32, 64, 128, or -1 for all.
         layout: of the weights.
-        dtype: of scales and bias, f16 or bf16.
+        dtype: of scales and bias, f16 or bf16; loading takes over that of what is loaded.
         device: as torch has it.
 
     Raises:
-        Unsupported, InvalidProblem: sizes that the AWQ GEMM does not allow.
+        Unsupported, InvalidProblem: sizes that the AWQ GEMM does not allow, or another dtype.
     """
 
     qweight: Any
@@ -61,8 +69,10 @@ class AwqLinear(torch.nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.group_size, self.layout = group_size, layout
-        self.scales_element = element_of_torch(dtype) or ElementKind.F16
+        self._scales_element = _scales_element(dtype)
         self._plans: dict[Any, Any] = {}
+        for name in ("qweight", "qzeros", "scales", "bias"):
+            self.register_buffer(name, None)
         problem = self._descriptor(0, self.scales_element, bias)
         bp.default_registry().op_for(problem).check(problem)
 
@@ -71,10 +81,17 @@ class AwqLinear(torch.nn.Module):
 
         apart = problem.scales_apart
         groups = problem.groups
-        self.register_buffer("qweight", empty(problem.weight_shape, torch.int32))
-        self.register_buffer("qzeros", empty((groups, out_features // 8), torch.int32) if apart else None)
-        self.register_buffer("scales", empty((groups, out_features), dtype) if apart else None)
-        self.register_buffer("bias", empty((out_features,), dtype) if bias else None)
+        self.qweight = empty(problem.weight_shape, torch.int32)
+        if apart:
+            self.qzeros = empty((groups, out_features // 8), torch.int32)
+            self.scales = empty((groups, out_features), dtype)
+        if bias:
+            self.bias = empty((out_features,), dtype)
+
+    @property
+    def scales_element(self) -> ElementKind:
+        """Of the scales, F16 or BF16; where TILED weights hold them, of those that they were made with."""
+        return self._scales_element if self.scales is None else _scales_element(self.scales.dtype)
 
     @classmethod
     def from_layer(
@@ -106,9 +123,10 @@ class AwqLinear(torch.nn.Module):
         """Put the weights in another layout, on the device where they are; the old ones are freed. Returns self."""
         if layout is self.layout:
             return self
+        element = self.scales_element
         change = Int4AwqRepackDescriptor(self.in_features, self.out_features, self.group_size, self.layout, layout)
         device, groups = self.qweight.device, change.groups
-        dtype = torch.bfloat16 if self.scales_element is ElementKind.BF16 else torch.float16
+        dtype = torch.bfloat16 if element is ElementKind.BF16 else torch.float16
         weight = torch.empty(change.target_shape, dtype=torch.int32, device=device)
         zeros = scales = None
         if change.target_apart:
@@ -119,10 +137,10 @@ class AwqLinear(torch.nn.Module):
             self.qweight, self.qzeros, weight, zeros, scales=self.scales if change.reads_scales else None,
             scales_repacked=scales,
         )  # fmt: skip
-        bp.select(change, self.qweight).run(None, Workspace.NONE, args)
+        bp.select(change, self.qweight.device).run(None, Workspace.NONE, args)
         self.qweight, self.qzeros = weight, zeros
         self.scales = (scales if change.writes_scales else self.scales) if change.target_apart else None
-        self.layout = layout
+        self.layout, self._scales_element = layout, element
         self._plans = {}
         return self
 
@@ -133,11 +151,16 @@ class AwqLinear(torch.nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("AwqLinear has no gradient: run it under torch.no_grad(), or detach its input")
         flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        if not flat.is_contiguous() or flat.data_ptr() & (_ALIGNMENT - 1) or flat.is_neg():
+            flat = readable(flat, "rows", _ALIGNMENT)
         rows = flat.shape[0]
         key = (rows, x.dtype, x.device)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = self._plan(flat)
+            plan = self._plan(flat)
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans = {}
+            self._plans[key] = plan
         output = flat.new_empty((rows, self.out_features))
         bias = self.bias
         if bias is not None and bias.dtype != x.dtype:
@@ -156,8 +179,52 @@ class AwqLinear(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}}  # plans are this process's
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if scales is not None and self.scales.dtype != scales.dtype:
+            self.scales = scales.to(self.scales.device)
+        self._plans = {}
+        return self
+
+    def _form(self) -> str:
+        return f"{self.layout.value} {self.scales_element.name.lower()}"
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.layout is not AwqWeightLayout.HF_GEMM:  # an entry in a checkpoint's own layout would be one too many
+            destination[prefix + _FORM] = torch.tensor(list(self._form().encode()), dtype=torch.uint8)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        stored, scales = state_dict.get(prefix + _FORM), state_dict.get(prefix + "scales")
+        form = AwqWeightLayout.HF_GEMM.value if stored is None else bytes(stored.tolist()).decode()
+        layout, _, element = form.partition(" ")
+        if prefix + "qweight" in state_dict and layout != self.layout.value:
+            error_msgs.append(
+                f"{prefix}qweight is in the layout {layout}, and the module's is {self.layout.value}: make it with "
+                f"layout={layout}, load, and call repack_"
+            )
+            return
+        if scales is not None and self.scales is not None and scales.dtype != self.scales.dtype:
+            if scales.dtype not in _SCALES:
+                error_msgs.append(f"{prefix}scales must be float16 or bfloat16, not {scales.dtype}")
+                return
+            self.scales = torch.empty_like(self.scales, dtype=scales.dtype)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if stored is not None:
+            self._scales_element = ElementKind[element.upper()]
+            if prefix + _FORM in unexpected_keys:
+                unexpected_keys.remove(prefix + _FORM)
+        self._plans = {}
+
     def _operator(self, x: Any) -> Any:
         """The same as `torch.ops.baracuda.int4_awq_gemm`, which compilers see through."""
+        self._check(x)
         flat = x.reshape(-1, self.in_features)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         made = torch.ops.baracuda.int4_awq_gemm(
@@ -171,11 +238,14 @@ class AwqLinear(torch.nn.Module):
         element = element_of_torch(flat.dtype)
         if element is None:
             raise InvalidProblem("x", "it must be float16 or bfloat16", rule="dtype", value=flat.dtype)
-        if flat.shape[1] != self.in_features:
+        self._check(flat)
+        return bp.select(self._descriptor(flat.shape[0], element, self.bias is not None), flat.device)
+
+    def _check(self, x: Any) -> None:
+        if x.shape[-1] != self.in_features:
             raise InvalidProblem(
-                "x", f"its last axis must have {self.in_features}", rule="in_features", value=tuple(flat.shape)
+                "x", f"its last axis must have {self.in_features}", rule="in_features", value=tuple(x.shape)
             )
-        return bp.select(self._descriptor(flat.shape[0], element, self.bias is not None), flat)
 
     def _descriptor(self, rows: int, element: ElementKind, bias: bool) -> Int4AwqGemmDescriptor:
         return Int4AwqGemmDescriptor(
@@ -183,6 +253,12 @@ class AwqLinear(torch.nn.Module):
             element=element, epilogue=EpilogueKind.BIAS if bias else EpilogueKind.IDENTITY,
             scales_element=self.scales_element,
         )  # fmt: skip
+
+
+def _scales_element(dtype: Any) -> ElementKind:
+    if dtype not in _SCALES:
+        raise InvalidProblem("scales", "they must be float16 or bfloat16", rule="dtype", value=dtype)
+    return _SCALES[dtype]
 
 
 def as_tensor(array: Any) -> Any:

@@ -19,7 +19,8 @@ from attrs import frozen
 
 import baracuda_py as bp
 from baracuda_py.errors import InvalidProblem, Unsupported
-from baracuda_py.interop.torch.workspaces import workspace_for
+from baracuda_py.interop.torch.calls import readable, workspace_for
+from baracuda_py.interop.torch.gradients import kernel_without_gradient
 from baracuda_py.plan import Plan
 from baracuda_py.registry import Op, Registry
 from baracuda_py.vocab.descriptors import TensorSpec
@@ -173,10 +174,11 @@ class TorchOperator:
         }
 
     def __call__(self, *tensors: Any, **options: Any) -> Any:
-        """Run it: on the device of the first tensor, on its current stream."""
+        """Run it: on the device of the first tensor, on its current stream; inputs that kernels cannot read as they lie
+        are copied first."""
         given = self._named(tensors)
         descriptor = self.descriptor(given, options)
-        plan = self.registry.select(descriptor, tensors[0])
+        plan = self.registry.select(descriptor, tensors[0].device)
         made = {
             spec.name: torch.empty(
                 spec.shape_on(descriptor), dtype=torch_dtype(spec.elements_on(descriptor)[0]), device=tensors[0].device
@@ -184,6 +186,10 @@ class TorchOperator:
             for spec in self.outputs if spec.needed_on(descriptor)
         }  # fmt: skip
         absent = {spec.name: None for spec in self.outputs if spec.name not in made}
+        alignment = plan.kernel.alignment
+        for spec in self.inputs:
+            if given[spec.name] is not None and not spec.written:
+                given[spec.name] = readable(given[spec.name], spec.strides, alignment.get(spec.name, 1))
         plan.run(None, workspace_for(plan, tensors[0]), self.op.args(**given, **made, **absent))
         return self._result(list(made.values()))
 
@@ -239,7 +245,7 @@ def _option(field: Any, kind: Any) -> _Option:
 def define(registry: Registry[Plan] | None = None, ops: Sequence[str] | None = None) -> dict[str, TorchOperator]:
     """Define `torch.ops.baracuda.<op>`, for the ops named or, with None, all that the registry has.
 
-    A gradient through one raises RuntimeError: kernels for it are not registered.
+    A gradient through one raises RuntimeError (see `gradients`): kernels for it are not registered.
     """
     registry = bp.default_registry() if registry is None else registry
     chosen = registry.ops() if ops is None else [registry.op(name) for name in ops]
@@ -253,13 +259,6 @@ def define(registry: Registry[Plan] | None = None, ops: Sequence[str] | None = N
             library.impl(op.name, operator, key)
         name = f"{NAMESPACE}::{op.name}"
         torch.library.register_fake(name, operator.fake, lib=library)
-        if not operator.changed:
-            torch.library.register_autograd(name, _no_gradient(name), lib=library)
+        overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+        library.impl(op.name, kernel_without_gradient(overload, operator.changed), "Autograd", with_keyset=True)
     return made
-
-
-def _no_gradient(name: str) -> Any:
-    def backward(_context: Any, *_gradients: Any) -> Any:
-        raise RuntimeError(f"{name} has no gradient: run it under torch.no_grad(), or detach its inputs")
-
-    return backward

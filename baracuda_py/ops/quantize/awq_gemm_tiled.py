@@ -47,7 +47,7 @@ _SMALLEST = 32, 8  # channels and tokens of a thread block
 _INT = _GRID_X = (1 << 31) - 1
 
 
-# Thread blocks of the tile kernel that an SM holds at a time, by its tokens: what registers leave room for.
+# Thread blocks of the tile kernel that the registers of an SM hold at a time, by its tokens.
 _RESIDENT = {32: 3, 64: 1, 128: 1}
 _MIN_SPLIT_BLOCKS = 2  # blocks of 128 input channels that are worth a split of their own
 _MAX_SPLITS = 32
@@ -112,21 +112,33 @@ def _tiles(desc: Int4AwqGemmDescriptor) -> int:
 
 def _splits(desc: Int4AwqGemmDescriptor, device: Device) -> int:
     """Ranges of ic that give every SM its thread blocks; 1 when the tiles do that alone."""
-    fitting = device.sm_count * _RESIDENT[_tile_tokens(desc.m)] // max(_tiles(desc), 1)
+    fitting = _slots(desc, device) // max(_tiles(desc), 1)
     return max(1, min(fitting, _ceil_div(desc.ic, TILE_COLUMNS) // _MIN_SPLIT_BLOCKS, _MAX_SPLITS))
+
+
+def _slots(desc: Int4AwqGemmDescriptor, device: Device) -> int:
+    """Thread blocks that the GPU holds at a time."""
+    per_sm = (_SHARED_KIB.get(device.capability or (0, 0), _LEAST_SHARED_KIB) + 1) * 1024
+    fitting = per_sm // (_tile_nbytes(desc) + 1024)  # the system takes a KiB for each
+    return device.sm_count * min(_RESIDENT[_tile_tokens(desc.m)], fitting)
+
+
+def _tile_nbytes(desc: Int4AwqGemmDescriptor) -> int:
+    """Shared memory of a thread block: its stages, and in the end its sums."""
+    tiling, tokens = Tiling(desc.ic, desc.oc, desc.group_size), _tile_tokens(desc.m)
+    channels = _constant(_TILE, "kTiledTileChannels")
+    stage = channels // 32 * tiling.block_nbytes + _TOKEN_BYTES * tokens
+    return max(_constant(_TILE, f"kT{tokens}TileStages") * stage, tokens * (channels + 4) * 4)
 
 
 def _tile_launches(desc: Int4AwqGemmDescriptor, splits: int) -> tuple[Launch, ...]:
     tiling, tokens = Tiling(desc.ic, desc.oc, desc.group_size), _tile_tokens(desc.m)
-    channels = _constant(_TILE, "kTiledTileChannels")
-    stage = channels // 32 * tiling.block_nbytes + _TOKEN_BYTES * tokens
-    sums = tokens * (channels + 4) * 4
     main = Launch(
         f"awq_gemm_tiled_tile_sm80_{desc.element.name.lower()}_t{tokens}_g{tiling.groups_of_block}",
         (_tiles(desc), 1, splits),
         (_constant(_TILE, f"kT{tokens}TileThreads"), 1, 1),
         (*operands(desc), Pointer(WORKSPACE)),
-        max(_constant(_TILE, f"kT{tokens}TileStages") * stage, sums),
+        _tile_nbytes(desc),
     )
     return (main,) if splits == 1 else (main, reduce_launch(desc, splits))
 
@@ -146,7 +158,7 @@ def _free_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
 
 def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> float:
     tokens = _tile_tokens(desc.m)
-    blocks, slots = _tiles(desc) * splits, device.sm_count * _RESIDENT[tokens]
+    blocks, slots = _tiles(desc) * splits, _slots(desc, device)
     busy = blocks / (_ceil_div(blocks, slots) * slots)
     flop = 2 * _ceil_div(desc.m, tokens) * tokens * desc.ic * desc.oc
     arithmetic = flop / (device.flop_per_us * 0.35 * max(busy, 1e-3))
@@ -164,7 +176,10 @@ def _direct_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 
 # -- kernels -----------------------------------------------------------------------------------------------------
 
-_LIMITS = tuple(at_most(name, _INT, why="the kernel takes it as a 32-bit int") for name in ("m", "ic", "oc"))
+_LIMITS = (
+    *(at_most(name, _INT, why="the kernel takes it as a 32-bit int") for name in ("m", "oc")),
+    at_most("ic", _INT - (TILE_COLUMNS - 1), why="the kernel rounds it up to whole blocks in a 32-bit int"),
+)
 _STREAM_LIMITS = (at_most("outputs", 1 << 53, why="a grid has at most 2^31 x 65,535 blocks"),)
 _TILE_LIMITS = (at_most("outputs", 128 * 128 << 30, why="a grid has at most 2^31 blocks"),)
 

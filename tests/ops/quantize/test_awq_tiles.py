@@ -189,3 +189,14 @@ def test_one_launch_without_a_workspace_whose_warps_do_not_depend_on_m(m, device
         assert plan.precision_guarantee.batch_invariant
         warps.add(launch.block)
     assert len(warps) == 1
+
+
+@pytest.mark.parametrize(("device", "resident"), [("sm_80", 2), ("sm_86", 1), ("sm_90", 3)])
+def test_splits_are_as_many_as_the_gpu_holds_at_once(device, resident):
+    desc = bp.Int4AwqGemmDescriptor(16, 4096, 4096, split_k_iters=None, weight_layout=TILED)
+    (tile,) = (one.sku for one in bp.explain(desc, device).candidates
+               if one.refusal is None and one.sku.variant == "tile_tiled")  # fmt: skip
+    plan = bp.default_registry().plan(tile, desc, device)
+    across, _, splits = plan.launches[0].grid
+    slots = resident * plan.device.sm_count
+    assert slots - across < across * splits <= slots

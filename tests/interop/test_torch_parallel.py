@@ -1,0 +1,106 @@
+"""Layers cut over ranks, each a process: Gloo on the CPU here, and NCCL marked `gpu` on two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import save_file
+
+from baracuda_py import checkpoints
+from baracuda_py.checkpoints.shard import qkv_parts
+from baracuda_py.errors import InvalidProblem, Unsupported, UnsupportedCheckpoint
+from baracuda_py.interop.torch.parallel import ColumnParallelAwqLinear, RowParallelAwqLinear, TorchCollective
+from baracuda_py.quantize import quantize_checkpoint
+
+RANKS = Path(__file__).with_name("parallel_ranks.py")
+TIMEOUT_S = 20  # of the process group in `parallel_ranks`
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no torch.distributed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Layers `up`, `down` and `qkv`."""
+    root = tmp_path_factory.mktemp("ranks")
+    torch.manual_seed(0)
+    tensors = {f"{name}.weight": 0.05 * torch.randn(oc, ic)
+               for name, oc, ic in (("up", 256, 256), ("down", 128, 256), ("qkv", 256, 128))}  # fmt: skip
+    tensors |= {"up.bias": torch.randn(256), "down.bias": torch.randn(128)}
+    (root / "dense").mkdir()
+    save_file(tensors, root / "dense" / "model.safetensors")
+    quantize_checkpoint(root / "dense", root / "model", group_size=64)
+    return root / "model"
+
+
+def run(case, folder, rendezvous, size, device, slowness):
+    command = [sys.executable, str(RANKS), case, str(folder)]
+    # So that NCCL raises in a process that lost another, instead of ending it.
+    environment = {**os.environ, "TORCH_NCCL_BLOCKING_WAIT": "1"}
+    ranks = [
+        subprocess.Popen([*command, str(rendezvous), str(rank), str(size), device], env=environment, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for rank in range(size)
+    ]  # fmt: skip
+    try:
+        printed = [rank.communicate(timeout=120 * slowness)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(printed)
+    return printed
+
+
+@pytest.mark.parametrize(("size", "device"), [(2, "cpu"), (4, "cpu"), pytest.param(2, "cuda", marks=pytest.mark.gpu)])
+def test_cut_over_ranks_a_block_computes_what_it_did(folder, tmp_path, size, device, slowness):
+    if device == "cuda" and torch.cuda.device_count() < size:
+        pytest.skip(f"needs {size} GPUs")
+    run("mlp", folder, tmp_path / "rendezvous", size, device, slowness)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_rank_that_is_lost_is_an_error_on_the_others(folder, tmp_path, device, slowness):
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("needs 2 GPUs")
+    start = time.monotonic()
+    printed = run("loss", folder, tmp_path / "rendezvous", 2, device, slowness)
+    assert printed[0].startswith("lost: ")
+    assert time.monotonic() - start < (TIMEOUT_S + 60) * slowness
+
+
+class One:
+    """A collective of rank 0 of `size`, which nobody else is in."""
+
+    def __init__(self, size):
+        self.rank, self.size = 0, size
+
+
+def test_a_fused_layer_is_not_gathered(folder):
+    with pytest.raises(InvalidProblem, match="gather"):
+        ColumnParallelAwqLinear.from_layer(
+            checkpoints.open(folder)["qkv"], One(2), parts=qkv_parts(4, 2, 32), gather=True
+        )
+
+
+def test_a_cut_that_no_format_allows_is_refused(folder):
+    with pytest.raises(UnsupportedCheckpoint):
+        RowParallelAwqLinear.from_layer(checkpoints.open(folder)["down"], One(3))
+
+
+def test_alone_nothing_is_communicated(folder):
+    layer = checkpoints.open(folder)["down"]
+    x = torch.randn(3, layer.ic).half()
+    row = RowParallelAwqLinear.from_layer(layer, One(1), scatter=True)
+    column = ColumnParallelAwqLinear.from_layer(layer, One(1), gather=True)
+    assert torch.equal(row(x), column(x))
+
+
+def test_without_a_process_group_what_to_do_is_said():
+    with pytest.raises(Unsupported, match="init_process_group"):
+        TorchCollective()
