@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,26 +29,31 @@ from baracuda_py.checkpoints.written_layer import WrittenLayer, common_group_siz
 from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 
 __all__ = [
+    "FORMATS",
     "MAX_SHARD_BYTES",
     "OVERHEAD_NBYTES",
     "SavePlan",
     "Saved",
     "check_format",
-    "is_kept",
     "kept_files",
+    "old_files",
     "plan_save",
     "plan_units",
     "save",
 ]
 
 _F = PackedFormat
-_FORMATS = (_F.AWQ_GEMM, _F.COMPRESSED_TENSORS)
+FORMATS = (_F.AWQ_GEMM, _F.COMPRESSED_TENSORS)  # that are written
 MAX_SHARD_BYTES = 5_000_000_000
 _INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _CONFIG = "config.json"
-# What a folder holds of its old checkpoint, besides *.safetensors: a new one does not keep it.
+# What is said of an old checkpoint: a new one does not keep it.
 _OLD_CONFIGS = (_CONFIG, "quant_config.json", "quantize_config.json", "hf_quant_config.json")
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_SUFFIX = ".safetensors"
+_WEIGHTS = (_SUFFIX, f"{_SUFFIX}.index.json")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Scratch of a lossy conversion, buffers, and the interpreter with its modules; measured below 150 MB.
 OVERHEAD_NBYTES = 200_000_000
 _DENSE = ("F16", "BF16", "F32")
@@ -111,13 +117,13 @@ class SavePlan:
             progress: is told of bytes that were written, which add up to `nbytes`.
 
         Raises:
-            CheckpointError: the folder is not empty and may not be replaced, or a source is damaged.
+            CheckpointError: the folder is not empty and may not be replaced, it cannot be written (the disk is full),
+                or a source is damaged. Whatever is raised, an old checkpoint in the folder is as it was.
             UnsupportedCheckpoint: weights would change, and the plan was not told that they may.
-            OSError: e.g. the disk is full. Whatever is raised, an old checkpoint in the folder is as it was.
         """
         self._losses.clear()
         names = shard_names(len(self.shards))
-        with new_folder(self.path, overwrite=self.overwrite, kept=is_kept) as made:
+        with new_folder(self.path, overwrite=self.overwrite, replaced=old_files) as made:
             for name, file in self.files.items():
                 shutil.copyfile(file, made / name)
             for name, units in zip(names, self.shards, strict=True):
@@ -184,7 +190,7 @@ def plan_save(
         config: config.json of the model; its quantization_config is replaced.
         files: other files to copy (a tokenizer), by their new names.
         max_shard_bytes: bytes of the tensors in a file; the tensors of a layer stay together, even if they are more.
-        overwrite: whether to replace a checkpoint in `path`. Other files in the folder are kept.
+        overwrite: whether to replace a checkpoint in `path`; see `old_files`. Other files in the folder are kept.
         lossy: whether weights may change where a conversion cannot be exact.
 
     Raises:
@@ -253,9 +259,9 @@ def plan_units(
 
 def check_format(path: Path, format: PackedFormat) -> None:
     """Refuse a format that is not written here with UnsupportedCheckpoint."""
-    if format not in _FORMATS:
+    if format not in FORMATS:
         raise UnsupportedCheckpoint(
-            path, f"the format must be {' or '.join(one.name for one in _FORMATS)}", rule="format", got=format.name
+            path, f"the format must be {' or '.join(one.name for one in FORMATS)}", rule="format", got=format.name
         )
 
 
@@ -289,21 +295,63 @@ def _check_activations(layers: list[PackedLayer], plain: Mapping[str, Any]) -> N
 
 def _check_files(path: Path, files: Mapping[str, Path]) -> None:
     for name in files:
-        if Path(name).name != name or not is_kept(name):
+        if Path(name).name != name or not _is_other(name):
             raise CheckpointError(
                 path, "a file to copy must have a plain name that is no weight's or configuration's", rule="file name",
                 value=name,
             )  # fmt: skip
 
 
-def is_kept(name: str) -> bool:
-    """Whether a file in a folder is no part of the checkpoint's weights, or of what is said about them."""
+def old_files(folder: Path) -> set[str]:
+    """The names in `folder` that belong to its checkpoint, and that a new one at its place does not keep.
+
+    These are model.safetensors, its index and the shards that it lists, shards that are named as they are here, and
+    configurations. Other weights may be another model's, or activations.
+
+    Raises:
+        CheckpointError: the folder holds other weights alone.
+    """
+    names = set(os.listdir(folder))
+    old = {name for name in names if name in (_SINGLE, _INDEX, *_OLD_CONFIGS) or _SHARD.fullmatch(name)}
+    old |= names & _listed(folder)
+    if any(name.endswith(_SUFFIX) for name in old):
+        return old
+    others = sorted(name for name in names if name.endswith((_SUFFIX, *_PICKLES)))
+    found = [name for name in others if name.endswith(_SUFFIX)]
+    if len(found) == 1 and not any(name.endswith(f"{_SUFFIX}.index.json") for name in names):
+        raise CheckpointError(
+            folder, f"the checkpoint in a folder that is overwritten must be called {_SINGLE}", rule="overwrite",
+            got=found[0], why=f"beside a new {_SINGLE} it would be a second one, and it may be no checkpoint",
+            fix=f"Name another folder, or move {found[0]}",
+        )  # fmt: skip
+    if others:
+        raise CheckpointError(
+            folder, f"a folder that is overwritten must hold a checkpoint with {_SINGLE} or {_INDEX}",
+            rule="overwrite", got=", ".join(others[:3]), fix="Name another folder, or move these files",
+        )  # fmt: skip
+    return old
+
+
+def _listed(folder: Path) -> set[str]:
+    """The shards that the index in `folder` lists; none if there is no index, or one that is damaged."""
+    try:
+        found = Folder(folder, folder, (), {}).json(_INDEX)
+    except CheckpointError:
+        return set()
+    shards = {} if found is None else found[1].get("weight_map")
+    if not isinstance(shards, dict):
+        return set()
+    return {name for name in shards.values() if isinstance(name, str) and name.endswith(_SUFFIX)}
+
+
+def _is_other(name: str) -> bool:
+    """Whether a file of that name is neither weights nor what is said about them."""
     return name not in _OLD_CONFIGS and not name.endswith(_WEIGHTS)
 
 
 def kept_files(folder: Folder) -> dict[str, Path]:
     """The files of a checkpoint's folder that its copy has too, by name: a tokenizer, a licence."""
-    return {name: file for name, file in folder.other_files().items() if is_kept(name)}
+    return {name: file for name, file in folder.other_files().items() if _is_other(name)}
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:

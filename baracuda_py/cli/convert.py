@@ -10,9 +10,9 @@ from rich.text import Text
 
 from baracuda_py.checkpoints.convert import plan_convert
 from baracuda_py.checkpoints.formats import PackedFormat
-from baracuda_py.checkpoints.write import MAX_SHARD_BYTES, Saved, SavePlan
+from baracuda_py.checkpoints.write import FORMATS, MAX_SHARD_BYTES, Saved, SavePlan
 from baracuda_py.cli.output import Fact, bytes_text, print_facts, print_json, print_line, progress, working
-from baracuda_py.cli.parsing import parse_enum, parse_size
+from baracuda_py.cli.parsing import parse_size
 
 __all__ = [
     "SHARD_SIZE",
@@ -20,6 +20,7 @@ __all__ = [
     "ShardSizeOption",
     "TargetArgument",
     "convert",
+    "parse_format",
     "written_as_json",
     "written_facts",
 ]
@@ -50,7 +51,7 @@ def convert(
     Nothing is lost unless --lossy allows it: a conversion that would change a weight is refused with their count. DST
     appears when it is complete, and is left as it was if the command fails or is killed.
     """
-    format = parse_enum(PackedFormat, to, "--to")
+    format = parse_format(to)
     size = parse_size(max_shard_size, "--max-shard-size")
     with working("reading headers"):
         plan = plan_convert(
@@ -62,6 +63,15 @@ def convert(
         print_json(_as_json(plan, saved))
     else:
         _show(plan, saved)
+
+
+def parse_format(text: str) -> PackedFormat:
+    """The format of `--to`: one of those that are written, whatever its case."""
+    formats = {format.name.lower().replace("_", "-"): format for format in FORMATS}
+    try:
+        return formats[text.lower().replace("_", "-")]
+    except KeyError:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(formats)}", param_hint="--to") from None
 
 
 def written_facts(plan: SavePlan, saved: Saved, others: str = "as they were") -> list[Fact]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import attrs
 import typer
 
-from baracuda_py.checkpoints.formats import PackedFormat
 from baracuda_py.cli.convert import (
     SHARD_SIZE,
     OverwriteOption,
     ShardSizeOption,
     TargetArgument,
+    parse_format,
     written_as_json,
     written_facts,
 )
@@ -73,7 +73,7 @@ def quantize(
     # Searching needs NumPy, which the other commands do without.
     from baracuda_py.quantize.checkpoint import plan_quantize
 
-    format = parse_enum(PackedFormat, to, "--to")
+    format = parse_format(to)
     size = parse_size(max_shard_size, "--max-shard-size")
     with working("reading headers"):
         plan = plan_quantize(

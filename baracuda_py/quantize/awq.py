@@ -26,7 +26,7 @@ from baracuda_py.errors import InvalidProblem
 from baracuda_py.ops.quantize.awq_packing import HF_GEMM, pack_weight, pack_zeros, unpack_weight, unpack_zeros
 from baracuda_py.quantize.activations import ActivationStatistics, describe
 from baracuda_py.quantize.engines import engine_on
-from baracuda_py.quantize.rounding import Grid, Rounded
+from baracuda_py.quantize.rounding import Grid, Rounded, can_vanish, check_vanishing
 from baracuda_py.quantize.search import ALPHAS, Problem, ScaledRows, clipped_grid, search_scale
 from baracuda_py.quantize.weights import blocks, check_floats, check_weight
 from baracuda_py.vocab.elements import element_of_dtype, numpy_dtype
@@ -98,7 +98,7 @@ def quantize_awq(
     Raises:
         Unsupported: another element or group size; torch is not there, or has no such device.
         InvalidProblem: shapes that disagree or do not fit the format (oc % 8, ic % 32), inf or nan, a scale too large
-            for its element, an alpha outside 0..1.
+            for its element, scales that vanish in F16 (as for `round_to_nearest`), an alpha outside 0..1.
     """
     (result,) = quantize_awq_group(
         [weight], group_size=group_size, activations=activations, biases=[bias], scales_element=scales_element,
@@ -142,7 +142,8 @@ def quantize_awq_group(
     found = search_scale(problem, weights, magnitudes, tried, advance)
     results = []
     for index, weight in enumerate(weights):
-        packed, squared = _pack(problem, weight, found.input_scale, advance)
+        name = "weight" if len(weights) == 1 else f"weights[{index}]"
+        packed, squared = _pack(problem, weight, name, found.input_scale, advance)
         results.append(
             AwqResult(
                 *packed,
@@ -207,7 +208,7 @@ def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callabl
 
 
 def _pack(
-    problem: Problem, weight: NDArray[Any], input_scale: NDArray[np.float32], advance: Callable[[], None]
+    problem: Problem, weight: NDArray[Any], name: str, input_scale: NDArray[np.float32], advance: Callable[[], None]
 ) -> tuple[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[Any]], float]:
     """qweight, qzeros and scales of `weight` (oc, ic), and their squared output error."""
     oc, ic = weight.shape
@@ -215,13 +216,15 @@ def _pack(
     qweight = np.empty((ic, oc // 8), np.int32)
     qzeros = np.empty((groups, oc // 8), np.int32)
     scales = np.empty((groups, oc), numpy_dtype(problem.element))
-    squared = 0.0
+    squared, vanishing = 0.0, 0
     engine = problem.engine
     factors = engine.array(input_scale)
     for block in blocks(oc, ic, engine.block_elements):
         rows = engine.array(weight[block])
-        grid, errors = _best_grid(problem, rows, factors)
         scaled = ScaledRows.of(problem, rows, factors)
+        plain = Grid.of(scaled.groups, problem.element, engine)
+        vanishing += plain.vanishing(scaled.groups, problem.element) if can_vanish(weight) else 0
+        grid, errors = _best_grid(problem, rows, factors, scaled, plain)
         words = slice(block.start // 8, block.stop // 8)
         nibbles = engine.numpy(grid.levels(scaled.groups)).astype(np.uint8).reshape(len(rows), ic)
         qweight[:, words] = pack_weight(nibbles.T, HF_GEMM)
@@ -229,13 +232,12 @@ def _pack(
         scales[:, block] = engine.numpy(grid.scales)[..., 0].T
         squared += float(errors.sum())
         advance()
+    check_vanishing(vanishing, scales.size, name)
     return (qweight, qzeros, scales), squared
 
 
-def _best_grid(problem: Problem, rows: Any, input_scale: Any) -> tuple[Grid, Any]:
+def _best_grid(problem: Problem, rows: Any, input_scale: Any, scaled: ScaledRows, plain: Grid) -> tuple[Grid, Any]:
     """The clipped grid where that lowers an output channel's error, the plain one elsewhere; and the errors."""
-    scaled = ScaledRows.of(problem, rows, input_scale)
-    plain = Grid.of(scaled.groups, problem.element, problem.engine)
     errors = scaled.errors(plain, problem.error)
     if not problem.within:
         return plain, errors
@@ -243,9 +245,7 @@ def _best_grid(problem: Problem, rows: Any, input_scale: Any) -> tuple[Grid, Any
     clipped_errors = scaled.errors(clipped, problem.error)
     better = (clipped_errors < errors)[:, None, None]
     where = problem.engine.xp.where
-    grid = Grid(
-        where(better, clipped.scales, plain.scales), where(better, clipped.zeros, plain.zeros), problem.engine
-    )
+    grid = Grid(where(better, clipped.scales, plain.scales), where(better, clipped.zeros, plain.zeros), problem.engine)
     return grid, problem.engine.xp.minimum(clipped_errors, errors)
 
 

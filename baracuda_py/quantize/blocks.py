@@ -12,6 +12,7 @@ so. Elsewhere weights are rounded and clipped, but not scaled.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from attrs import frozen
@@ -26,7 +27,9 @@ __all__ = ["FOLDS", "MODEL_TYPES", "Job", "folds_in", "plan_jobs"]
 FOLDS = ("auto", "llama", "none")
 MODEL_TYPES = ("granite", "llama", "mistral", "qwen2", "qwen3")
 # Their norms multiply by 1 + weight.
-_ONE_PLUS = "gemma"
+_ONE_PLUS = re.compile(
+    r".*gemma.*|qwen3_(next|5).*|qwen4_exp.*|minimax_m3_vl.*|muse_(glimmer|spark).*|nemotron|step3p[57].*|videoprism.*"
+)
 
 _INPUT, _POST = "input_layernorm", "post_attention_layernorm"
 _NORMS = (_INPUT, _POST)
@@ -59,8 +62,12 @@ class Job:
     why: str = ""
 
 
-def folds_in(model_type: str, fold: str) -> str:
-    """Why scales are not folded in a model; `""` if they are. `fold`: one of `FOLDS`.
+def folds_in(types: Mapping[str, str], fold: str) -> str:
+    """Why scales are not folded in a model; `""` if they are.
+
+    Args:
+        types: the `model_types` of its config.json.
+        fold: one of `FOLDS`.
 
     Raises:
         InvalidProblem: another.
@@ -71,15 +78,18 @@ def folds_in(model_type: str, fold: str) -> str:
     if fold == "none":
         return "folding is switched off"
     if fold == "llama":
-        if model_type.startswith(_ONE_PLUS):
-            raise CheckpointError(
-                "config.json", "norms to fold into must multiply by their weight", rule="model_type", got=model_type,
-                why="its norms multiply by 1 + weight", fix="Choose another folding (--fold none)",
-            )  # fmt: skip
+        for where, kind in types.items():
+            if _ONE_PLUS.fullmatch(kind.lower()):
+                raise CheckpointError(
+                    "config.json", "norms to fold into must multiply by their weight", rule="model_type",
+                    got=f"{where} {kind}", why="its norms multiply by 1 + weight",
+                    fix="Choose another folding (--fold none)",
+                )  # fmt: skip
         return ""
-    if model_type in MODEL_TYPES:
-        return ""
-    return f"model_type {model_type or 'not stated'}: where its scales go is not known"
+    unknown = [f"{where} {kind}" for where, kind in types.items() if kind not in MODEL_TYPES]
+    if not unknown and "model_type" not in types and list(types) != ["text_config.model_type"]:
+        unknown = ["model_type not stated"]
+    return f"{unknown[0]}: where its scales go is not known" if unknown else ""
 
 
 def plan_jobs(
@@ -158,9 +168,7 @@ def _edge(
     return [Job((linear,), known, why=why if known else "") for linear in linears]
 
 
-def _obstacle(
-    readers: list[str], maker: str, chosen: Mapping[str, Linear], tensors: Mapping[str, TensorHeader]
-) -> str:
+def _obstacle(readers: list[str], maker: str, chosen: Mapping[str, Linear], tensors: Mapping[str, TensorHeader]) -> str:
     """Why the input of `readers` cannot be divided, in a block that is known; `""` if it can."""
     norm = maker.endswith(_NORMS)
     for name in readers if norm else [*readers, maker]:

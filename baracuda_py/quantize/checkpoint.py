@@ -15,6 +15,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from baracuda_py.checkpoints.checkpoint import open_checkpoint
+from baracuda_py.checkpoints.folder import Folder
 from baracuda_py.checkpoints.formats import PackedFormat
 from baracuda_py.checkpoints.headers import TensorHeader
 from baracuda_py.checkpoints.write import (
@@ -24,13 +25,14 @@ from baracuda_py.checkpoints.write import (
     SavePlan,
     check_format,
     kept_files,
+    old_files,
     plan_units,
 )
 from baracuda_py.errors import CheckpointError
 from baracuda_py.quantize.blocks import folds_in, plan_jobs
 from baracuda_py.quantize.calibration import Calibration
 from baracuda_py.quantize.chain import Chain, LayerReport, arrays_nbytes
-from baracuda_py.quantize.choice import Left, Linear, choose
+from baracuda_py.quantize.choice import Left, Linear, choose, model_types
 from baracuda_py.quantize.engines import engine_on
 from baracuda_py.vocab.enums import ElementKind
 
@@ -134,7 +136,9 @@ def plan_quantize(
 
     Args:
         source: folder, or safetensors file; of plain weights.
-        target, format, max_shard_bytes, overwrite: as for `plan_save`.
+        target: a folder as for `plan_save`, neither the source's nor above or in it: what quantising loses would be
+            gone.
+        format, max_shard_bytes, overwrite: as for `plan_save`.
         group_size: input channels that share a scale and a zero point: 32, 64, 128, or -1 for all of them.
         activations: a file as `quantize.calibration` describes it. None: round to nearest.
         fold: `"auto"`: fold input scales where the model_type of config.json is one of `blocks.MODEL_TYPES`;
@@ -145,19 +149,21 @@ def plan_quantize(
 
     Raises:
         CheckpointError, UnsupportedCheckpoint: as `choose`, `folds_in` and `Calibration.open` say; activations of a
-            module that the checkpoint has not, or of other sizes; or a source that is damaged.
+            module that the checkpoint has not, or of other sizes; a target that would take the place of the source or
+            the activations; or a source that is damaged.
     """
     target = Path(target)
     check_format(target, format)
     engine = engine_on(device)
     checkpoint = open_checkpoint(source)
+    _check_target(target, checkpoint.folder, activations, overwrite)
     tensors = checkpoint.folder.tensors
     found = checkpoint.folder.json("config.json")
     config = None if found is None else found[1]
-    model_type = str((config or {}).get("model_type") or "")
-    linears, left = choose(checkpoint, group_size, scales_element, only, skip, model_type)
+    types = model_types(config)
+    linears, left = choose(checkpoint, group_size, scales_element, only, skip, types)
     calibration = None if activations is None else Calibration.open(activations)
-    refusal = folds_in(model_type, fold)
+    refusal = folds_in(types, fold)
     if calibration is not None:
         _check_activations(calibration, linears, tensors)
     reports: dict[str, LayerReport] = {}
@@ -174,6 +180,26 @@ def plan_quantize(
     )  # fmt: skip
     before = sum(header.nbytes for header in tensors.values())
     return QuantizePlan(save, linears, left, before, reports)
+
+
+def _check_target(target: Path, source: Folder, activations: str | os.PathLike[str] | None, overwrite: bool) -> None:
+    """What is read must still be there when `target` is written."""
+    there, root = Path(os.path.realpath(target)), Path(os.path.realpath(source.root))
+    # In the folder of a source that is one file there may be anything.
+    if root.is_relative_to(there) or (source.path.is_dir() and there.is_relative_to(root)):
+        raise CheckpointError(
+            target, "a quantised checkpoint must be written apart from its source", rule="target",
+            got=f"the source {source.path}", why="the weights cannot be had back from it",
+            fix="Name a folder beside the source",
+        )  # fmt: skip
+    if activations is None or not overwrite:
+        return
+    for file in (Path(activations), Path(os.path.realpath(activations))):
+        if Path(os.path.realpath(file.parent)) == there and file.name in old_files(there):
+            raise CheckpointError(
+                target, "a folder that is overwritten must not hold the activations under a name of its checkpoint",
+                rule="target", got=file.name, fix="Name another folder, or move the activations",
+            )  # fmt: skip
 
 
 def _check_activations(
@@ -195,4 +221,3 @@ def _check_activations(
         raise CheckpointError(
             calibration.file, "it must have activations of a linear that is quantised", rule="activations", got="none"
         )
-

@@ -7,6 +7,7 @@ matrix too, and a few architectures store the transposed matrix. Both are known 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from attrs import frozen
 
@@ -17,7 +18,7 @@ from baracuda_py.errors import BaracudaError, CheckpointError, UnsupportedCheckp
 from baracuda_py.ops.quantize.awq_gemm import OP, Int4AwqGemmDescriptor
 from baracuda_py.vocab.enums import ElementKind
 
-__all__ = ["Left", "Linear", "choose", "weight_of"]
+__all__ = ["Left", "Linear", "choose", "model_types", "weight_of"]
 
 _FLOATS = ("F16", "BF16", "F32")
 _EMBEDDINGS = ("re:.*embed", "wte", "wpe")
@@ -29,7 +30,7 @@ _SENSITIVE = {
 }
 _ANY_IC, _ANY_OC = 128, 8  # which every group size fits
 # Their linears are Conv1D, which holds (ic, oc).
-_TRANSPOSED = ("gpt2", "imagegpt", "openai-gpt")
+_TRANSPOSED = ("clvp", "clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 
 
 @frozen
@@ -69,13 +70,28 @@ def weight_of(module: str, part: str = "weight") -> str:
     return f"{module}.{part}" if module else part
 
 
+def model_types(config: Mapping[str, Any] | None) -> dict[str, str]:
+    """Every model_type in config.json, by where it says so: a model of several parts has their configurations too."""
+    found: dict[str, str] = {}
+    waiting: list[tuple[str, Any]] = [("", config or {})]
+    for prefix, value in waiting:
+        if isinstance(value, list):
+            waiting += [(f"{prefix}{index}.", one) for index, one in enumerate(value)]
+        elif isinstance(value, Mapping):
+            kind = value.get("model_type")
+            if isinstance(kind, str) and kind:
+                found[f"{prefix}model_type"] = kind
+            waiting += [(f"{prefix}{key}.", one) for key, one in value.items() if isinstance(one, (Mapping, list))]
+    return found
+
+
 def choose(
     checkpoint: Checkpoint,
     group_size: int,
     scales_element: ElementKind | None,
     only: Sequence[str],
     skip: Sequence[str],
-    model_type: str,
+    types: Mapping[str, str],
 ) -> tuple[tuple[Linear, ...], tuple[Left, ...]]:
     """The linears to quantise, and what else has two axes or more.
 
@@ -86,7 +102,7 @@ def choose(
         only: names and `re:` patterns of modules as in a configuration's lists; not empty: only these, heads, routers
             and norms too.
         skip: of modules to leave.
-        model_type: of config.json; `""` if it does not say.
+        types: the `model_types` of config.json.
 
     Raises:
         CheckpointError: it is quantised already, nothing is left to quantise, a pattern that names no matrix, or a bias
@@ -101,11 +117,12 @@ def choose(
             folder.path, "a checkpoint to quantise must hold plain weights", tensor=next(iter(checkpoint)),
             rule="quantised", got="a packed layer", fix="`baracuda-py convert` writes another 4-bit format",
         )  # fmt: skip
-    if model_type in _TRANSPOSED:
-        raise UnsupportedCheckpoint(
-            folder.root / "config.json", "a linear must be stored as (oc, ic)", rule="model_type", got=model_type,
-            why="its Conv1D layers are stored as (ic, oc), which headers do not tell apart",
-        )  # fmt: skip
+    for where, kind in types.items():
+        if kind.lower() in _TRANSPOSED:
+            raise UnsupportedCheckpoint(
+                folder.root / "config.json", "a linear must be stored as (oc, ic)", rule="model_type",
+                got=f"{where} {kind}", why="its Conv1D layers are stored as (ic, oc), which headers do not tell apart",
+            )  # fmt: skip
     matrices = {
         name: header for name, header in folder.tensors.items()
         if len(header.shape) > 1 and (header.dtype in _FLOATS or header.dtype.startswith("F8"))

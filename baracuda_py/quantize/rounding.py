@@ -26,12 +26,15 @@ from numpy.typing import NDArray
 from baracuda_py.errors import InvalidProblem
 from baracuda_py.quantize.engines import HOST, Engine
 from baracuda_py.quantize.weights import blocks, check_weight
-from baracuda_py.vocab.elements import numpy_dtype
+from baracuda_py.vocab.elements import element_of_dtype, numpy_dtype
 from baracuda_py.vocab.enums import ElementKind
 
-__all__ = ["Grid", "Rounded", "round_to_nearest"]
+__all__ = ["Grid", "Rounded", "can_vanish", "check_vanishing", "round_to_nearest"]
 
 LARGEST_NIBBLE = 15
+_LEAST_NORMAL = 2.0**-14  # of F16
+_COARSE = 0.01  # more than this, a rounded scale is not the one that was wanted
+_FEW = 0.01  # of a layer's groups, that may vanish: too little to be seen in its output
 
 
 @frozen(eq=False)
@@ -74,12 +77,8 @@ class Grid:
     @classmethod
     def of(cls, groups: Any, element: ElementKind, engine: Engine) -> Grid:
         """The grid that reaches the extremes of each group (..., group)."""
-        xp = engine.xp
-        least, most = xp.amin(groups, axis=-1, keepdims=True), xp.amax(groups, axis=-1, keepdims=True)
-        low, high = xp.clip(least, None, 0), xp.clip(most, 0, None)
-        largest = float(_largest(numpy_dtype(element)))
-        equal = (least == most) & (-low <= largest) & (high <= largest)
-        return cls.between(low, high, element, engine, xp.where(equal, 1, LARGEST_NIBBLE))
+        low, high, steps = _extremes(groups, element, engine)
+        return cls.between(low, high, element, engine, steps)
 
     @classmethod
     def between(cls, low: Any, high: Any, element: ElementKind, engine: Engine, steps: Any = LARGEST_NIBBLE) -> Grid:
@@ -99,6 +98,15 @@ class Grid:
                 fix="Store the scales as BF16, or scale the layer down",
             )  # fmt: skip
 
+    def vanishing(self, groups: Any, element: ElementKind) -> int:
+        """How many groups, of those whose grid this is, have a scale too small for `element`: F16 has steps of 2^-24
+        there, which exceed it or are coarse beside it."""
+        if element is not ElementKind.F16:
+            return 0
+        low, high, steps = _extremes(groups, element, self.engine)
+        span, scales = self.engine.double(high) - low, self.engine.double(self.scales)
+        return int(((span > 0) & (scales < _LEAST_NORMAL) & (scales * steps > (1 + _COARSE) * span)).sum())
+
     def levels(self, groups: Any) -> Any:
         """The nibbles nearest to `groups` (..., group), as float32."""
         xp = self.engine.xp
@@ -116,6 +124,21 @@ class Grid:
         return levels
 
 
+def check_vanishing(vanishing: int, groups: int, name: str = "weight") -> None:
+    """Raise InvalidProblem when scales of more of a layer's groups than a few are too small for F16."""
+    if vanishing > _FEW * groups:
+        raise InvalidProblem(
+            name, "the scales of its groups must not vanish in F16", rule="scale range",
+            got=f"{vanishing} of {groups} that do", why=f"below {_LEAST_NORMAL:g} it has fewer and fewer digits",
+            fix="Store the scales as BF16 (--scales bf16), or scale the layer up",
+        )  # fmt: skip
+
+
+def can_vanish(weight: NDArray[Any]) -> bool:
+    """Whether weights may be smaller than scales in F16: their own steps in F16 are no finer."""
+    return element_of_dtype(weight.dtype) is not ElementKind.F16
+
+
 def round_to_nearest(
     weight: NDArray[Any], *, group_size: int = 128, scales_element: ElementKind = ElementKind.F16
 ) -> Rounded:
@@ -129,21 +152,34 @@ def round_to_nearest(
     Raises:
         Unsupported: another element, another group size.
         InvalidProblem: not a matrix, oc % 8, ic % 32, groups that end in the middle, inf or nan, a scale too large
-            for its element.
+            for its element; weights in another element than F16 that are so small that scales vanish in F16.
     """
     group = check_weight(weight, group_size, scales_element)
     oc, ic = weight.shape
     nibbles = np.empty((oc, ic), np.uint8)
     zeros = np.empty((oc, ic // group), np.uint8)
     scales = np.empty((oc, ic // group), numpy_dtype(scales_element))
+    vanishing = 0
     for rows in blocks(oc, ic):
         groups = weight[rows].astype(np.float32).reshape(-1, ic // group, group)
         grid = Grid.of(groups, scales_element, HOST)
         grid.check(scales_element)
+        vanishing += grid.vanishing(groups, scales_element) if can_vanish(weight) else 0
         nibbles[rows] = grid.levels(groups).reshape(-1, ic)
         zeros[rows] = grid.zeros[..., 0]
         scales[rows] = grid.scales[..., 0]
+    check_vanishing(vanishing, scales.size)
     return Rounded(nibbles.T, zeros.T, scales.T)
+
+
+def _extremes(groups: Any, element: ElementKind, engine: Engine) -> tuple[Any, Any, Any]:
+    """The interval with 0 that holds each group, and the steps in it: 1 where all are equal, and that is a scale."""
+    xp = engine.xp
+    least, most = xp.amin(groups, axis=-1, keepdims=True), xp.amax(groups, axis=-1, keepdims=True)
+    low, high = xp.clip(least, None, 0), xp.clip(most, 0, None)
+    largest = float(_largest(numpy_dtype(element)))
+    equal = (least == most) & (-low <= largest) & (high <= largest)
+    return low, high, xp.where(equal, 1, LARGEST_NIBBLE)
 
 
 def _largest(dtype: np.dtype[Any]) -> Any:

@@ -351,11 +351,144 @@ def test_whatever_is_raised_the_old_checkpoint_stays(exchange, layer_of, tmp_pat
 
 def test_what_somebody_still_writes_is_no_leftover(layer_of, tmp_path):
     (tmp_path / ".made.saving-dead").mkdir()
-    with new_folder(tmp_path / "made", overwrite=False, kept=lambda name: True) as first:
+    with new_folder(tmp_path / "made", overwrite=False, replaced=lambda folder: ()) as first:
         (first / "a.txt").write_text("first")
         save(tmp_path / "made", [layer_of()])
         assert sorted(tmp_path.glob(".made*")) == [first], "the dead one is removed, the living one is not"
     assert (tmp_path / "made" / "a.txt").read_text() == "first"
+
+
+def test_only_what_belongs_to_the_old_checkpoint_is_replaced(layer_of, tmp_path):
+    """Whether the old one or the new one is sharded: what is kept makes neither unreadable."""
+    layer, made = layer_of(), tmp_path / "made"
+    layers = [layer, attrs.evolve(layer, name="b")]
+    others = {
+        "plain.acts.safetensors", "other-00001-of-00002.safetensors", "other.safetensors.index.json", "some.bin",
+        "model.fp16.safetensors",
+    }  # fmt: skip
+    save(made, layers, max_shard_bytes=1)
+    for name in others:
+        (made / name).write_text("mine")
+    # As one process or another names its shards.
+    (made / "model-00001-of-00002.safetensors").rename(made / "odd.safetensors")
+    index = made / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00001-of-00002", "odd"))
+    (made / "model-00003-of-00004.safetensors").write_text("of an older one")
+    for limit in (10**9, 1, 1):
+        saved = save(made, layers, max_shard_bytes=limit, overwrite=True)
+        index = {"model.safetensors.index.json"} if limit == 1 else set()
+        written = {file.name for file in saved.files} | {"config.json"} | index
+        assert {path.name for path in made.iterdir()} == written | others
+        assert {(made / name).read_text() for name in others} == {"mine"}
+        found = checkpoints.open(made)
+        assert found.folder.files == saved.files
+        assert list(found) == sorted((NAME, "b"))
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["foo.safetensors"], r"must be called model\.safetensors \(got foo\.safetensors\).*or move foo"),
+        (["plain.acts.safetensors", "some.bin"], "or move plain"),
+        (["a.safetensors", "b.safetensors"], "must hold a checkpoint.*a.safetensors, b.safetensors"),
+        (["a-1.safetensors", "a.safetensors.index.json"], "must hold a checkpoint.*a-1"),
+        (["a.safetensors", "model.safetensors.index.json"], "must hold a checkpoint"),
+        (["pytorch_model.bin"], "must hold a checkpoint"),
+    ],
+)
+def test_weights_of_other_names_alone_are_not_overwritten(names, text, layer_of, tmp_path):
+    made = tmp_path / "made"
+    made.mkdir()
+    for name in ("config.json", *names):
+        (made / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=text) as refused:
+        save(made, [layer_of()], overwrite=True)
+    assert refused.value.rule == "overwrite"
+    assert sorted(path.name for path in made.iterdir()) == sorted(("config.json", *names))
+
+
+# Folders that cannot be exchanged.
+
+
+def test_the_current_folder_is_filled_where_it_is_and_never_exchanged(layer_of, tmp_path, monkeypatch):
+    layer, made = layer_of(), tmp_path / "made"
+    made.mkdir()
+    monkeypatch.chdir(made)
+    inode = made.stat().st_ino
+    renamed, rename = [], os.rename
+    monkeypatch.setattr(os, "rename", lambda old, new: (renamed.append(Path(new).name), rename(old, new)))
+    save(".", [layer, attrs.evolve(layer, name="b")], max_shard_bytes=1)
+    assert renamed[-1] == "config.json"
+    assert (made.stat().st_ino, len(os.listdir("."))) == (inode, 4), "the folder of whoever is in it"
+    assert sorted(checkpoints.open(".")) == sorted((NAME, "b"))
+    assert not list(tmp_path.glob(".made*"))
+    for folder in (".", made):
+        with pytest.raises(CheckpointError, match=r"the current folder.*from another folder"):
+            save(folder, [layer], overwrite=True)
+    (made / "inner").mkdir()
+    monkeypatch.chdir(made / "inner")
+    with pytest.raises(CheckpointError, match="the current folder"):
+        save(made, [layer], overwrite=True)
+    monkeypatch.chdir(tmp_path)
+    save(made, [layer], overwrite=True)
+    assert list(checkpoints.open(made)) == [NAME]
+
+
+def test_a_mount_point_is_filled_where_it_is(layer_of, tmp_path, monkeypatch):
+    layer, made = layer_of(), tmp_path / "a b"
+    made.mkdir()
+    mounts = tmp_path / "mountinfo"
+    point = str(made).replace(" ", "\\040")
+    mounts.write_text(
+        f"36 35 98:0 /mnt1 / rw - ext3 /dev/root rw\n37 36 98:0 /x {point} rw shared:1 - ext3 /dev/x rw\n"
+    )
+    monkeypatch.setattr(atomic, "_MOUNTS", mounts)
+    inode = made.stat().st_ino
+    save(made, [layer])
+    assert made.stat().st_ino == inode
+    assert NAME in checkpoints.open(made)
+    with pytest.raises(CheckpointError, match="a mount point"):
+        save(made, [layer], overwrite=True)
+
+
+def test_a_folder_that_is_filled_where_it_is_has_all_or_nothing(layer_of, tmp_path, monkeypatch):
+    layer, made = layer_of(), tmp_path / "made"
+    made.mkdir()
+    monkeypatch.chdir(made)
+    (made / ".made.saving-dead").mkdir()
+    rename = os.rename
+
+    def fails(old, new):
+        if Path(new) == made / "config.json":
+            raise OSError(28, "No space left on device")
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fails)
+        with pytest.raises(CheckpointError, match="No space left"):
+            save(made, [layer])
+    assert not os.listdir(made)
+    with pytest.raises(CheckpointError, match="must stay empty"):
+        save(made, [layer], progress=lambda nbytes: (made / "mine").write_text("x"))
+    assert os.listdir(made) == ["mine"]
+
+
+@pytest.mark.parametrize("folder", ["file/inner", "file/inner/more"])
+def test_a_folder_that_cannot_be_made_is_named(folder, layer_of, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="must be writable") as refused:
+        save(tmp_path / folder, [layer_of()])
+    assert (refused.value.rule, refused.value.where[: len(str(tmp_path))]) == ("target", str(tmp_path))
+
+
+def test_a_full_disk_is_said_of_the_folder(layer_of, tmp_path):
+    def full(nbytes):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left on device") as refused:
+        save(tmp_path / "made", [layer_of()], progress=full)
+    assert refused.value.rule == "target"
+    assert not (tmp_path / "made").exists()
 
 
 # A process that replaces version 0 by version 1 and is killed: at every file-system call it makes, and at random times.

@@ -38,3 +38,17 @@ def test_convert_to_a_folder_that_is_not_empty_is_refused(run, source):
 def test_convert_with_wrong_options_is_a_usage_error(run, source, tmp_path, options):
     assert run("convert", str(source), str(tmp_path / "target"), *options).code == 2
     assert not (tmp_path / "target").exists()
+
+
+def test_only_formats_that_are_written_are_offered(run, source, tmp_path):
+    said = " ".join(run("convert", str(source), str(tmp_path / "target"), "--to", "gptq-v1").err.split())
+    assert "none of awq-gemm, compressed-tensors" in said.replace("│ ", "")
+
+
+def test_a_checkpoint_can_be_converted_where_it_is_and_other_files_stay(run, source):
+    (source / "plain.acts.safetensors").write_text("mine")
+    result = run("convert", str(source), str(source), "--to", "compressed-tensors", "--overwrite")
+    assert result.code == 0, result.err
+    assert (source / "plain.acts.safetensors").read_text() == "mine"
+    formats = {layer.format for layer in checkpoints.open(source).values()}
+    assert formats == {checkpoints.PackedFormat.COMPRESSED_TENSORS}

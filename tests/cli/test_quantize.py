@@ -95,7 +95,7 @@ def test_a_target_that_holds_something_needs_overwrite(run, source, tmp_path):
     [
         (("--to", "gguf"), 2), (("--scales", "f17"), 2), (("--max-shard-size", "many"), 2),
         (("--activations", "nowhere.safetensors"), 2), (("--group-size", "48"), 3), (("--scales", "f32"), 3),
-        (("--fold", "gpt"), 3), (("--device", "nowhere"), 3), (("--skip", "nothing"), 3), (("--to", "gptq-v1"), 3),
+        (("--fold", "gpt"), 3), (("--device", "nowhere"), 3), (("--skip", "nothing"), 3), (("--to", "gptq-v1"), 2),
     ],
 )  # fmt: skip
 def test_wrong_options_leave_nothing_behind(run, source, tmp_path, options, code):
@@ -103,3 +103,35 @@ def test_wrong_options_leave_nothing_behind(run, source, tmp_path, options, code
     assert result.code == code, result.err
     assert result.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_only_formats_that_are_written_are_offered(run, source, tmp_path):
+    said = words(run("quantize", source, tmp_path / "target", "--to", "gptq").err)
+    assert "none of awq-gemm, compressed-tensors" in said.replace("│ ", "")
+    assert "marlin" not in said
+
+
+def test_a_folder_that_cannot_be_made_is_no_crash(run, source, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("quantize", source, tmp_path / "file" / "target")
+    assert result.code == 3
+    assert "unexpected" not in result.err
+    assert "must be writable" in words(result.err)
+
+
+def test_the_current_folder_can_be_the_target(run, source, tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    target.mkdir()
+    monkeypatch.chdir(target)
+    assert run("quantize", "../source", ".").code == 0
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors"]
+    assert target.samefile(".")
+    refused = run("quantize", "../source", ".", "--overwrite")
+    assert refused.code == 3
+    assert "from another folder" in words(refused.err)
+
+
+def test_a_model_is_not_replaced_by_what_is_made_of_it(run, source):
+    before = (source / "model.safetensors").read_bytes()
+    assert run("quantize", source, source, "--overwrite").code == 3
+    assert (source / "model.safetensors").read_bytes() == before

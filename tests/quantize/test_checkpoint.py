@@ -224,6 +224,10 @@ def test_linears_without_activations_are_rounded(source, target, activations):
     [
         ({"config": {"model_type": "gemma2"}}, "model_type gemma2: where its scales go is not known"),
         ({"config": {"model_type": None}}, "model_type not stated: where its scales go is not known"),
+        ({"config": {"model_type": None, "decoder": {"model_type": "llama"}}},
+         "model_type not stated: where its scales go is not known"),
+        ({"config": {"text_config": {"model_type": "mine"}}},
+         "text_config.model_type mine: where its scales go is not known"),
         ({"fold": "none"}, "folding is switched off"),
         ({"more": {f"{BLOCK}pre_feedforward_layernorm.weight": (HIDDEN,)}},
          "the block has pre_feedforward_layernorm too"),
@@ -256,8 +260,20 @@ def test_a_caller_can_say_that_blocks_are_like_llamas(source, target, activation
     file, folder = activations(tensors), source(tensors, model_type="mine")
     made = quantize_checkpoint(folder, target, activations=file, fold="llama")
     assert len(made.folded) == 2
-    with pytest.raises(CheckpointError, match="1 \\+ weight"):
-        plan_quantize(source(tensors, model_type="gemma3"), target, activations=file, fold="llama", overwrite=True)
+    for kind in ("gemma3", "recurrent_gemma", "paligemma", "T5Gemma2", "qwen3_next", "qwen3_5_moe_text", "nemotron"):
+        for config in ({"model_type": kind}, {"parts": [{"text_config": {"model_type": kind}}]}):
+            with pytest.raises(CheckpointError, match=f"model_type {kind}.*1 \\+ weight"):
+                plan_quantize(source(tensors, **config), target, activations=file, fold="llama", overwrite=True)
+    plan_quantize(source(tensors, model_type="nemotron_h"), target, activations=file, fold="llama", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": None, "text_config": {"model_type": "qwen3"}}, {"text_config": {"model_type": "mistral"}}]
+)
+def test_scales_are_folded_where_the_text_model_is_known(source, target, activations, config):
+    tensors = tensors_of()
+    made = quantize_checkpoint(source(tensors, **config), target, activations=activations(tensors))
+    assert len(made.folded) == 2
 
 
 @pytest.mark.parametrize("left", LINEARS)
@@ -297,9 +313,7 @@ def test_whatever_is_chosen_and_known_the_model_stays_the_same(chosen, known, kv
     """A scale divides what one module makes: then every reader of it must be scaled, and none may be already made."""
     headers = {name: header(name, tensor.shape) for name, tensor in tensors_of(kv=kv).items()}
     linears = [Linear(name, headers[f"{name}.weight"], None) for name in LINEARS if name in chosen]
-    calibration = SimpleNamespace(
-        parts=known, shared=lambda names: next((name for name in names if name in known), "")
-    )
+    calibration = SimpleNamespace(parts=known, shared=lambda names: next((name for name in names if name in known), ""))
     chains = plan_jobs(linears, headers, calibration, "")
     jobs = [job for chain in chains for job in chain]
     order = [linear.name for job in jobs for linear in job.linears]
@@ -381,6 +395,12 @@ def test_sources_that_hold_no_linears_to_quantise(source, target, tmp_path):
     assert refused.value.rule == "quantised"
     with pytest.raises(UnsupportedCheckpoint, match="Conv1D"):
         plan_quantize(source(tensors_of(), model_type="gpt2"), tmp_path / "again")
+    for config in (
+        {"model_type": "vision-encoder-decoder", "decoder": {"model_type": "gpt2"}},
+        {"text_config": {"model_type": "gpt2"}}, {"a": [{"b": {"model_type": "decision_transformer"}}]},
+    ):  # fmt: skip
+        with pytest.raises(UnsupportedCheckpoint, match=r"model_type (gpt2|decision_transformer).*Conv1D"):
+            plan_quantize(source(tensors_of(), **config), tmp_path / "again")
     bad = tensors_of() | {f"{Q}.bias": np.ones(3, np.float16)}
     with pytest.raises(CheckpointError, match="bias") as refused:
         plan_quantize(source(bad), tmp_path / "again")
@@ -407,6 +427,45 @@ def test_a_target_that_holds_something_is_refused_before_any_work(source, target
     monkeypatch.setattr("baracuda_py.quantize.chain.quantize_awq_group", None)
     with pytest.raises(CheckpointError, match="empty or absent"):
         plan.run()
+
+
+def test_the_source_and_the_activations_outlive_the_target(source, target, activations, tmp_path):
+    tensors = tensors_of()
+    folder, file = source(tensors), activations(tensors)
+    (tmp_path / "link").symlink_to(folder)
+    for model, name in (
+        (folder, folder), (folder, tmp_path / "link"), (tmp_path / "link", folder), (folder, tmp_path),
+        (folder, folder / "inner"), (folder / "model.safetensors", folder),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match="apart from its source") as refused:
+            plan_quantize(model, name, overwrite=True)
+        assert refused.value.rule == "target"
+    assert (folder / "model.safetensors").exists()
+    plan_quantize(folder / "model.safetensors", folder / "inner")
+    quantize_checkpoint(folder, target)
+    for name, refuses in (("model-00001-of-00001.safetensors", True), ("acts.safetensors", False)):
+        (target / name).write_bytes(file.read_bytes())
+        if refuses:
+            with pytest.raises(CheckpointError, match="must not hold the activations"):
+                plan_quantize(folder, target, activations=target / name, overwrite=True)
+        else:
+            quantize_checkpoint(folder, target, activations=target / name, overwrite=True)
+            assert (target / name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
+def test_weights_that_scales_in_f16_would_lose_are_named(source, target, activations, dtype, given):
+    tensors = tensors_of(dtype=dtype)
+    options = {"activations": activations(tensors)} if given else {}
+    tensors[f"{UP}.weight"] = (tensors[f"{UP}.weight"] * 1e-6).astype(dtype)
+    folder = source(tensors)
+    with pytest.raises(CheckpointError, match=r"vanish in F16.*bf16") as refused:
+        quantize_checkpoint(folder, target, scales_element=ElementKind.F16, **options)
+    assert f"{UP}.weight" in refused.value.tensor
+    assert not target.exists()
+    made = quantize_checkpoint(folder, target, scales_element=ElementKind.BF16, **options)
+    assert all(layer.weight_error < 0.2 for layer in made.layers)
 
 
 def whole(read):

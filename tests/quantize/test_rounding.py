@@ -115,8 +115,30 @@ def test_denormal_and_huge_groups_keep_the_bound_or_are_refused(value, element):
             round_to_nearest(weight, group_size=32, scales_element=element)
         assert caught.value.rule == "scale range"
         return
+    if element is F16 and abs(value) < 1e-5:
+        with pytest.raises(InvalidProblem, match=r"vanish in F16 \(got 16 of 16.*BF16") as caught:
+            round_to_nearest(weight, group_size=32, scales_element=element)
+        assert caught.value.rule == "scale range"
+        return
     rounded = round_to_nearest(weight, group_size=32, scales_element=element)
     assert (np.abs(rounded.dequantize().astype(np.float64) - weight) <= scale_of_each(rounded) / 2).all()
+
+
+def test_a_few_groups_may_vanish_and_any_number_be_zero():
+    weight = np.random.default_rng(0).standard_normal((8, 32 * 100)).astype(np.float32)
+    weight[:, 1600:] = 0
+    weight.reshape(-1, 32)[:8] *= 1e-8  # 8 of 800
+    round_to_nearest(weight, group_size=32)
+    weight.reshape(-1, 32)[8] *= 1e-8
+    with pytest.raises(InvalidProblem, match="9 of 800"):
+        round_to_nearest(weight, group_size=32)
+
+
+@pytest.mark.parametrize("scale", [4e-5, 1e-7])
+def test_small_weights_in_f16_are_no_smaller_than_its_scales(scale):
+    weight = (scale * np.random.default_rng(0).standard_normal((8, 64))).astype(np.float16)
+    made = round_to_nearest(weight, group_size=32).dequantize()
+    assert np.linalg.norm(made - weight.astype(np.float32)) < 0.2 * np.linalg.norm(weight.astype(np.float64))
 
 
 def test_equal_weights_beyond_the_scales_range_take_a_fifteenth_as_their_scale():
