@@ -30,6 +30,7 @@ __all__ = ["Candidate", "Explanation", "Kernel", "Op", "Registry", "Selection"]
 PLUGIN_GROUPS = ("baracuda_py.backends", "baracuda_py.ops")  # backends first: ops may name them
 NO_PLUGINS = "BARACUDA_PY_NO_PLUGINS"
 _MEMO_LIMIT = 65_536  # plans kept; an engine with ragged m makes one a descriptor
+_MOST_TOLD = 3  # reasons in a warning
 P = TypeVar("P")
 
 
@@ -229,6 +230,7 @@ class Registry(Generic[P]):
         self._make_plan = make_plan
         self._tables = tables
         self._calibrations: dict[tuple[KernelSku, Device, str], Calibration | None] = {}
+        self._measured: dict[tuple[Op, TuningTable], list[tuple[Any, Mapping[str, float]]]] = {}
         self._lock = threading.RLock()
         self._pending_plugins = plugins and not os.environ.get(NO_PLUGINS)
         self._scanning = False
@@ -438,11 +440,13 @@ class Registry(Generic[P]):
         self._scan()
         memo = self._memo  # the one of this registration: a later one throws it away, and with it what is chosen here
         resolved = self.device(device)
-        selection = self._select(descriptor, resolved, preference)
-        plan = self._make_plan(selection)
-        if len(memo) >= _MEMO_LIMIT:
-            memo.clear()
-        memo[descriptor, resolved, preference] = plan
+        try:
+            plan = memo[descriptor, resolved, preference]  # a stream or an array says its device in many ways
+        except (KeyError, TypeError):
+            plan = self._make_plan(self._select(descriptor, resolved, preference))
+            if len(memo) >= _MEMO_LIMIT:
+                memo.clear()
+            memo[descriptor, resolved, preference] = plan
         if isinstance(device, (int, str)):
             memo[descriptor, device, preference] = plan
         return plan
@@ -511,11 +515,29 @@ class Registry(Generic[P]):
         if table is None:
             return None
         label, there = kernel_label(kernel.sku), table.device
-        measured = []
-        for problem in table.problems.get(op.name, ()):
-            if label in problem.times_us:
-                measured.append((from_fields(op.descriptor, problem.fields), problem.times_us[label]))
+        measured = [(one, times[label]) for one, times in self._measured_problems(op, table) if label in times]
         return Calibration.of(op.sizes, lambda descriptor: op.cost_us(kernel, descriptor, there), measured)
+
+    def _measured_problems(self, op: Op, table: TuningTable) -> list[tuple[Any, Mapping[str, float]]]:
+        """The op's problems in a table, with their times. Those that this version does not know are left out."""
+        if (op, table) not in self._measured:
+            problems = table.problems.get(op.name, ())
+            known, wrong = [], []
+            for problem in problems:
+                try:
+                    known.append((_described(op, problem.fields), problem.times_us))
+                except (TypeError, ValueError, BaracudaError) as error:
+                    wrong.append(str(error))
+            self._measured[op, table] = known
+            if wrong:  # last, for a filter may turn a warning into an exception
+                told = "; ".join(list(dict.fromkeys(wrong))[:_MOST_TOLD])
+                warnings.warn(
+                    f"{len(wrong)} of {len(problems)} problems of {op.name} in the tuning table of {table.device.name} "
+                    f"({table.where}) were left out: {told}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return self._measured[op, table]
 
     def _no_kernel(self, op: Op, descriptor: Any, device: Device, wishes: PlanPreference) -> BaracudaError:
         if wishes.sku is not None:
@@ -612,6 +634,21 @@ class Registry(Generic[P]):
     def _cuda_device(self, ordinal: int) -> Device:
         found: Device = self._cuda_source().device(ordinal)
         return found
+
+
+def _described(op: Op, fields: Mapping[str, Any]) -> Any:
+    """The descriptor with these fields; TypeError, ValueError or the error of a rule, naming the field, if none has."""
+    known = {attribute.name for attribute in op.descriptor.__attrs_attrs__}  # type: ignore[attr-defined]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{op.descriptor.__name__} has no field {name!r}")
+    try:
+        descriptor = from_fields(op.descriptor, fields)
+    except KeyError as error:
+        names = [name for name, value in fields.items() if str(value).upper() == error.args[0]]
+        raise ValueError(f"{' or '.join(names)} has no member {error}") from None
+    op.check(descriptor)
+    return descriptor
 
 
 def _check_preference(preference: Any) -> None:

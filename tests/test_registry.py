@@ -7,6 +7,7 @@ import time
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -321,6 +322,16 @@ def test_what_a_registration_overtakes_is_not_remembered():
     first = registry.select(op.descriptor(2), "host")
     assert registry.select(op.descriptor(2), "host") is not first
     assert registry.select(op.descriptor(2), "host") is registry.select(op.descriptor(2), "host")
+
+
+def test_a_device_named_by_an_array_is_remembered_too():
+    registry = host_registry(op := toy_op("doubling", [ToyKernel("a")]))
+    first = registry.select(op.descriptor(2), np.zeros(3))
+    made = []
+    registry._make_plan = made.append
+    for device in (np.zeros(4), SimpleNamespace(type="cpu", index=None), "host", HOST):
+        assert registry.select(op.descriptor(2), device) is first
+    assert not made
 
 
 def test_a_device_made_by_hand_is_completed_or_refused():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from attrs import evolve, fields_dict
@@ -92,6 +94,11 @@ def table(gpu="Some GPU", capability=(9, 0), sm_count=100, **times):
     )
 
 
+def write(folder, name, made):
+    tuning.write_table(made, folder / f"{name}.json")
+    tuning._tables.cache_clear()
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv(tuning.FOLDER, str(tmp_path))
@@ -107,10 +114,62 @@ def test_a_table_comes_back_from_its_file():
     assert made.origin == {"driver": "580"}
 
 
-def test_the_users_tables_come_before_the_packages(folder):
-    mine = table(gpu=H100.name, sm_count=132)
-    (folder / "mine.json").write_text(tuning.table_json(mine))
-    assert tuning.table_for(H100).problems == mine.problems
+def by_problem(found, op="int4_awq_gemm"):
+    return {json.dumps(one.fields): one.times_us for one in found.problems[op]}
+
+
+def test_the_users_times_replace_the_packages_one_by_one(folder):
+    package = tuning.table_for(H100)
+    known = package.problems["int4_awq_gemm"][0]
+    label, *others = known.times_us
+    new = Problem({"m": 3, "ic": 4096, "oc": 64}, {label: 5.0})
+    mine = evolve(package, problems={"int4_awq_gemm": (Problem(known.fields, {label: 1e3}), new), "other": (new,)})
+    write(folder, "mine", mine)
+    found = tuning.table_for(H100)
+    expected = by_problem(package) | {json.dumps(new.fields): {label: 5.0}}
+    expected[json.dumps(known.fields)] = {label: 1e3} | {other: known.times_us[other] for other in others}
+    assert by_problem(found) == expected
+    assert others
+    assert found.problems["other"] == (new,)
+    assert found.problems.keys() == {*package.problems, "other"}
+    assert tuning.table_for(H100) is found, "merged once"
+    assert [one.where for one in tuning.tables_for(H100)] == [str(folder / "mine.json"), package.where]
+
+
+@pytest.mark.parametrize(("gpu", "device"), [(H100.name, H100), ("Other GPU", dry_device("sm_90"))])
+def test_a_table_that_holds_little_hides_no_other_of_a_gpu_as_much_alike(folder, gpu, device):
+    package = by_problem(tuning.table_for(H100))
+    write(folder, "empty", evolve(table(gpu, sm_count=132), problems={}))
+    write(folder, "none-of-an-op", evolve(table(gpu, sm_count=132), problems={"int4_awq_gemm": ()}))
+    assert by_problem(tuning.table_for(device)) == package
+    write(folder, "little", table(gpu, sm_count=132, other=7.0))
+    found = by_problem(tuning.table_for(device))
+    assert found.keys() == package.keys()
+    [changed] = [problem for problem in package if found[problem] != package[problem]]
+    assert found[changed] == {**package[changed], "other": 7.0}
+
+
+def test_an_empty_table_of_the_gpu_itself_is_passed_over(folder):
+    write(folder, "empty", evolve(table("Other GPU", sm_count=114), problems={}))
+    assert tuning.table_for(Device("cuda", 0, (9, 0), 114, name="Other GPU")).device.name == H100.name
+
+
+def test_of_tables_that_cannot_be_merged_the_one_that_holds_more_is_taken(folder):
+    device = Device("cuda", 0, (9, 0), 100, name="Some GPU")
+    write(folder, "a", table("Fewer", sm_count=98))
+    several = tuple(Problem({"m": m, "ic": 128, "oc": 8}, {"other": 1.0}) for m in (1, 2))
+    write(folder, "b", evolve(table("More", sm_count=102), problems={"int4_awq_gemm": several}))
+    assert tuning.table_for(device).device.name == "More"
+    write(folder, "c", evolve(table("As few", sm_count=98), problems={"rms_norm": several}))
+    found = tuning.table_for(device)
+    assert found.device.sm_count == 98
+    assert found.problems.keys() == {"int4_awq_gemm", "rms_norm"}
+
+
+def test_a_users_table_of_a_gpu_less_alike_changes_nothing(folder):
+    package = tuning.table_for(H100)
+    write(folder, "mine", table("Other GPU", sm_count=132))
+    assert by_problem(tuning.table_for(H100)) == by_problem(package)
 
 
 def test_a_gpu_takes_its_own_table_or_that_of_the_one_most_like_it(folder):
@@ -127,7 +186,10 @@ def test_a_gpu_takes_its_own_table_or_that_of_the_one_most_like_it(folder):
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"gpu": "x", "capability": "90", "sm_count": 1, "ops": {}}',
-             '{"gpu": "x", "capability": "sm_90", "sm_count": 1, "ops": {"a": [{"problem": {}}]}}'],
+             '{"gpu": "x", "capability": "sm_90", "sm_count": 1, "ops": {"a": [{"problem": {}}]}}',
+             '{"gpu": 7, "capability": "sm_90", "sm_count": 1, "ops": {}}',
+             '{"gpu": "x", "capability": "sm_90", "sm_count": 0, "ops": {}}',
+             '{"gpu": "x", "capability": "sm_90", "sm_count": Infinity, "ops": {}}', "[" * 100_000],
 )  # fmt: skip
 def test_a_file_that_is_no_table_is_refused_by_name(folder, text):
     (folder / "bad.json").write_text(text)
@@ -135,11 +197,103 @@ def test_a_file_that_is_no_table_is_refused_by_name(folder, text):
         tuning.table_for(H100)
 
 
+@pytest.mark.parametrize("time", ["NaN", "Infinity", "1e999", "1" + 400 * "0", "0", "-1", "null"])
+def test_times_that_cannot_be_are_refused(folder, time):
+    text = tuning.table_json(table(label=7.5)).replace("7.5", time)
+    (folder / "bad.json").write_text(text)
+    with pytest.raises(InvalidProblem, match=r"bad\.json") as refused:
+        tuning.table_for(H100)
+    assert refused.value.rule == "tuning table"
+
+
+def not_utf8(path):
+    path.write_bytes(b'{"gpu": "\xff"}')
+
+
+def nowhere(path):
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("make", [not_utf8, nowhere, Path.mkdir])
+def test_what_cannot_be_read_is_refused_by_name(folder, make):
+    make(folder / "bad.json")
+    with pytest.raises(InvalidProblem, match=r"bad\.json") as refused:
+        tuning.table_for(H100)
+    assert refused.value.rule == "tuning table"
+    assert "Remove the file" in refused.value.fix
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("{}")], ids=["missing", "file"])
+def test_a_folder_that_is_none_is_refused_with_the_way_out(tmp_path, monkeypatch, make):
+    make(tmp_path / "tables")
+    monkeypatch.setenv(tuning.FOLDER, str(tmp_path / "tables"))
+    with pytest.raises(InvalidProblem, match="tables") as refused:
+        tuning.table_for(H100)
+    assert refused.value.fix == ("Create it with `baracuda-py tune ... --output DIR`, or unset BARACUDA_PY_TUNING")
+    assert tuning.table_for(HOST) is None
+
+
+def test_the_host_reads_no_table(folder):
+    (folder / "bad.json").write_text("")
+    assert tuning.table_for(HOST) is None
+    registry = registry_of(tuning.table_for)
+    assert registry.select(D(1, 128, 64), "host").sku.arch is bp.ArchSku.HOST
+    with pytest.raises(InvalidProblem):
+        registry.select(D(1, 128, 64), "sm_90")
+
+
+def test_a_table_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "mine.json"
+    tuning.write_table(table(), path)
+    before = path.read_text()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning.os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tuning.write_table(table(other=1.0), path)
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / "link.json").symlink_to(path)
+    tuning.write_table(table(other=1.0), tmp_path / "link.json")
+    assert tuning.load_table(path).problems == table(other=1.0).problems
+    assert tuning.load_table(path).where == str(path)
+
+
 # -- what selection makes of them ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"m": 2, "ic": 4096, "oc": 4096, "sparsity": 3}, "sparsity"),
+     ({"m": 2, "ic": 4096, "oc": 4096, "weight_layout": "spiral"}, "weight_layout"),
+     ({"m": 2, "ic": 4096, "oc": 4096, "weight_layout": 3}, "weight_layout"), ({"m": 2, "ic": 4096}, "oc"),
+     ({"m": 2.5, "ic": 4096, "oc": 4096}, "m must be"), ({"m": 2, "ic": 4096, "oc": 7}, "oc")],
+)  # fmt: skip
+def test_problems_that_this_version_does_not_know_are_left_out_with_one_warning(fields, said):
+    made = table(sm_count=132)
+    known = made.problems["int4_awq_gemm"]
+    times = {"sm80.bespoke.small_m_oc_major": 1.0, "sm80.bespoke.tile_oc_major": 1.0}
+    unknown = (Problem(fields, times), Problem(fields, times))
+    registry = registry_with(evolve(made, problems={"int4_awq_gemm": (*unknown, *known)}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = [estimates(registry, D(m, 4096, 4096)) for m in (1, 2)]
+    [warning] = caught
+    assert "2 of 3 problems of int4_awq_gemm" in str(warning.message)
+    assert said in str(warning.message)
+    alone = registry_with(made)
+    assert found == [estimates(alone, D(m, 4096, 4096)) for m in (1, 2)]
+
+
 def registry_with(made):
-    registry = new_registry(tables=lambda device: None if device.kind == "host" else made)
+    return registry_of(lambda device: None if device.kind == "host" else made)
+
+
+def registry_of(tables):
+    registry = new_registry(tables=tables)
     default = bp.default_registry()
     for name in ("host", "cuda", "cublaslt"):
         registry.register_backend(default.backend(name))

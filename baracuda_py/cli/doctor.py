@@ -18,9 +18,11 @@ from baracuda_py.cli.output import print_facts, print_json, print_line, working
 from baracuda_py.cli.status import ExitCode
 from baracuda_py.errors import BaracudaError, Unsupported
 from baracuda_py.registry import PLUGIN_GROUPS, Kernel, Registry
+from baracuda_py.tuning import FOLDER, known_tables, tables_for
 from baracuda_py.vocab.code import Launch, PtxCode
 from baracuda_py.vocab.device import HOST, Device, dry_device
 from baracuda_py.vocab.enums import ArchSku
+from baracuda_py.vocab.tuning import TuningTable
 
 __all__ = ["Finding", "doctor", "findings"]
 
@@ -54,7 +56,7 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Report on Python, driver, GPUs, kernels, libraries and plug-ins: what is missing and how to get it.
+    """Report on Python, driver, GPUs, kernels, libraries, tuning and plug-ins: what is missing and how to get it.
 
     Exits with 0 when the host backend computes right, whatever else is missing.
     """
@@ -85,6 +87,7 @@ def findings(registry: Registry[Any]) -> Iterator[Finding]:
     yield from _ptx(registry, devices)
     yield from _libraries()
     yield from _kernels(registry, devices)
+    yield from _tuning(devices)
     yield from _plugins(registry)
 
 
@@ -208,6 +211,30 @@ def _missing(registry: Registry[Any], kernel: Kernel, device: Device) -> Baracud
     except Unsupported as error:
         return error
     return backend.missing(kernel.code, device)
+
+
+def _tuning(devices: list[Device]) -> Iterator[Finding]:
+    """The tuning tables that each GPU goes by; without a GPU, those that there are."""
+    try:
+        tables = known_tables()
+    except BaracudaError as error:
+        yield Finding("tuning", "tables", "broken", _told(error), error.fix)
+        return
+    if not devices:
+        yield Finding("tuning", "tables", "ok", _listed(tables))
+    for device in devices:
+        name, found = f"cuda:{device.ordinal}", tables_for(device)
+        if found:
+            yield Finding("tuning", name, "ok", _listed(found))
+        else:
+            assert device.capability is not None
+            detail = "no measured times of a GPU of sm_{}{}".format(*device.capability)
+            fix = f"Run: baracuda-py tune OP --output DIR, and set {FOLDER}=DIR"
+            yield Finding("tuning", name, "missing", detail, fix)
+
+
+def _listed(tables: tuple[TuningTable, ...]) -> str:
+    return ", ".join(f"{table.where} ({table.device.name})" for table in tables)
 
 
 def _plugins(registry: Registry[Any]) -> Iterator[Finding]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +12,16 @@ import baracuda_py as bp
 from baracuda_py.cli.output import print_json, print_line, print_table, progress, time_text
 from baracuda_py.cli.parsing import DEVICE_HELP, make_descriptor, parse_device
 from baracuda_py.errors import Unsupported
-from baracuda_py.tuning import FOLDER, read_table, slug, table_json
+from baracuda_py.tuning import FOLDER, load_table, slug, write_table
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.tuning import Problem, TuningTable, kernel_label
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from baracuda_py.registry import Op
+
+    Problems = Mapping[str, tuple[Problem, ...]]
 
 __all__ = ["tune"]
 
@@ -41,12 +44,14 @@ def tune(
 ) -> None:
     """Measure an op's kernels on the GPU, and keep the times as a tuning table: it corrects the estimates of `select`.
 
-    The table is read from the folder that the environment variable BARACUDA_PY_TUNING names. Nothing else should use
-    the GPU meanwhile.
+    The table is read from the folder that the environment variable BARACUDA_PY_TUNING names. It is written after every
+    problem: whoever stops the command keeps what was measured. Nothing else should use the GPU meanwhile.
     """
     folder = output or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
     if folder is None:
         raise typer.BadParameter(f"say where the table goes, or set {FOLDER}", param_hint="--output")
+    if folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"{str(folder)!r} is no folder", param_hint="--output")
     registry = bp.default_registry()
     op, resolved = registry.op(op_name), registry.device(parse_device(device))
     descriptors = [make_descriptor(op, _fields(text)) for text in problems] if problems else list(op.tuned())
@@ -58,16 +63,18 @@ def tune(
     from baracuda_py.tuning.measure import Tuner
 
     tuner = Tuner(registry, resolved, samples)
+    for descriptor in descriptors:
+        op.check(descriptor)
+    path = folder / f"{slug(resolved.name)}.json"
+    _kept(path)
+    folder.mkdir(parents=True, exist_ok=True)  # now, for `select` refuses a folder that is not there
     before = {descriptor: _selected(registry, descriptor, resolved) for descriptor in descriptors}
     measured = []
     with progress(f"measuring {op.name}", len(descriptors)) as advance:
         for descriptor in descriptors:
             measured.append(tuner.measure(descriptor))
+            write_table(_with(measured[-1], _kept(path), op, resolved, samples), path)
             advance(1)
-    path = folder / f"{slug(resolved.name)}.json"
-    table = _merged(path, op, resolved, tuple(measured), samples)
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(table_json(table), "utf-8")
     if as_json:
         print_json({"path": path, "problems": [{"problem": one.fields, "us": one.times_us} for one in measured]})
         return
@@ -89,18 +96,19 @@ def _selected(registry: Any, descriptor: Any, device: Device) -> str:
     return "" if chosen is None else kernel_label(chosen.sku)
 
 
-def _merged(path: Path, op: Op, device: Device, measured: tuple[Problem, ...], samples: int) -> TuningTable:
-    """The table in the file, with the op's problems that were measured in place of what it had of them."""
-    kept: Mapping[str, tuple[Problem, ...]] = {}
-    if path.exists():
-        kept = read_table(path.read_text("utf-8"), str(path)).problems
-    again = [one.fields for one in measured]
-    others = tuple(one for one in kept.get(op.name, ()) if one.fields not in again)
+def _kept(path: Path) -> Problems:
+    """What is in the file: read anew for every problem, for another GPU's process may write to it too."""
+    return load_table(path).problems if os.path.lexists(path) else {}
+
+
+def _with(measured: Problem, kept: Problems, op: Op, device: Device, samples: int) -> TuningTable:
+    """A table of what is kept, with the problem in place of what it had of it."""
+    others = tuple(one for one in kept.get(op.name, ()) if one.fields != measured.fields)
     cuda: Any = bp.default_registry().backend("cuda")
     origin = {"cuda_driver_api": cuda.driver.version, "version": bp.__version__, "samples": samples}
     if commit := os.environ.get(_COMMIT):
         origin["commit"] = commit
-    return TuningTable(device, {**kept, op.name: (*others, *measured)}, origin)
+    return TuningTable(device, {**kept, op.name: (*others, measured)}, origin)
 
 
 def _show(measured: list[Problem], before: list[str]) -> None:

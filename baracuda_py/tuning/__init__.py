@@ -1,7 +1,8 @@
 """Tuning tables: the times of kernels on GPUs that were measured, which correct the estimates that `select` goes by.
 
 Tables are JSON files, one a GPU: those of the package, and those in the folder that the environment variable
-`BARACUDA_PY_TUNING` names, which `baracuda-py tune` writes and which come first.
+`BARACUDA_PY_TUNING` names, which `baracuda-py tune` writes. What the user's tables hold of a GPU comes before what the
+package's hold of it, time by time.
 
     {"gpu": ..., "capability": "sm_90", "sm_count": 132, "driver": ..., "commit": ..., "ops": {"int4_awq_gemm": [
       {"problem": {"m": 1, "ic": 4096, "oc": 4096}, "us": {"sm80.bespoke.small_m_oc_major": 8.1, ...}}, ...]}}
@@ -10,19 +11,34 @@ Tables are JSON files, one a GPU: those of the package, and those in the folder 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from baracuda_py.errors import InvalidProblem
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.tuning import Problem, TuningTable
 
-__all__ = ["FOLDER", "read_table", "slug", "table_for", "table_json"]
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+__all__ = [
+    "FOLDER",
+    "known_tables",
+    "load_table",
+    "read_table",
+    "slug",
+    "table_for",
+    "table_json",
+    "tables_for",
+    "write_table",
+]
 
 FOLDER = "BARACUDA_PY_TUNING"
 
@@ -33,50 +49,147 @@ def slug(name: str) -> str:
 
 
 def table_for(device: Device) -> TuningTable | None:
-    """The table of this GPU; else that of the one that is most like it, of the same compute capability; else None.
+    """What was measured on this GPU; else on the one that is most like it, of the same compute capability; else None.
 
-    Raises InvalidProblem for a file in the user's folder that is no table.
+    Nothing is read for the host.
+
+    Raises:
+        InvalidProblem: the user's folder is none, or a file in it is no table.
     """
-    alike = [table for table in _tables(os.environ.get(FOLDER, "")) if table.device.capability == device.capability]
-    if device.kind == "host" or not alike:
-        return None
-    return min(alike, key=lambda table: (slug(table.device.name) != slug(device.name),
-                                         abs(table.device.sm_count - device.sm_count)))  # fmt: skip
+    found = tables_for(device)
+    return _merged(found) if found else None
+
+
+def tables_for(device: Device) -> tuple[TuningTable, ...]:
+    """The tables that `table_for` merges: of two times of the same kernel and problem, the first table's counts."""
+    if device.kind == "host":
+        return ()
+
+    def unlike(table: TuningTable) -> tuple[bool, int]:
+        return slug(table.device.name) != slug(device.name), abs(table.device.sm_count - device.sm_count)
+
+    alike = [t for t in known_tables() if t.device.capability == device.capability and any(t.problems.values())]
+    least = min(map(unlike, alike), default=None)
+    # Times are compared with what the cost model says of one device, so a merged table has one number of SMs.
+    by_sm_count: dict[int, list[TuningTable]] = {}
+    for table in alike:
+        if unlike(table) == least:
+            by_sm_count.setdefault(table.device.sm_count, []).append(table)
+    return tuple(max(by_sm_count.values(), key=_problem_count, default=()))
+
+
+def known_tables() -> tuple[TuningTable, ...]:
+    """Every table: the user's, then the package's. Raises as `table_for`."""
+    return _tables(os.environ.get(FOLDER, ""))
+
+
+def _problem_count(tables: Iterable[TuningTable]) -> int:
+    return sum(len(problems) for table in tables for problems in table.problems.values())
 
 
 @cache
 def _tables(folder: str) -> tuple[TuningTable, ...]:
-    """The user's first, so that they are taken before the package's."""
     return tuple(_read_all(folder))
 
 
 def _read_all(folder: str) -> Iterator[TuningTable]:
     if folder:
-        for path in sorted(Path(folder).glob("*.json")):
-            yield read_table(path.read_text("utf-8"), str(path))
+        try:
+            paths = sorted(path for path in Path(folder).iterdir() if path.suffix == ".json")
+        except OSError as error:
+            raise InvalidProblem(
+                FOLDER, "it must name a folder of tuning tables", rule="tuning folder", value=folder,
+                why=_what(error), fix=f"Create it with `baracuda-py tune ... --output DIR`, or unset {FOLDER}",
+            ) from None  # fmt: skip
+        for path in paths:
+            yield load_table(path)
     for entry in sorted(files(__name__).joinpath("tables").iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".json"):
-            yield read_table(entry.read_text("utf-8"), entry.name)
+            yield load_table(entry)
+
+
+@cache
+def _merged(tables: tuple[TuningTable, ...]) -> TuningTable:
+    """One table of what several hold."""
+    if len(tables) == 1:
+        return tables[0]
+    ops: dict[str, dict[str, Problem]] = {}
+    for table in tables:
+        for op, problems in table.problems.items():
+            merged = ops.setdefault(op, {})
+            for problem in problems:
+                key = json.dumps(problem.fields, sort_keys=True)
+                times = {**problem.times_us, **(merged[key].times_us if key in merged else {})}
+                merged[key] = Problem(problem.fields, times)
+    return TuningTable(
+        tables[0].device, {op: tuple(merged.values()) for op, merged in ops.items()}, tables[0].origin,
+        ", ".join(table.where for table in tables),
+    )  # fmt: skip
+
+
+def load_table(path: Path | Traversable) -> TuningTable:
+    """The table in a file; InvalidProblem, naming the file, if it cannot be read or is none."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _no_table(str(path), error) from None
+    return read_table(text, str(path))
 
 
 def read_table(text: str, where: str) -> TuningTable:
     """A table from its JSON; InvalidProblem, naming `where`, if it is none."""
     try:
         given = json.loads(text)
-        capability = re.fullmatch(r"sm_(\d+)(\d)", given["capability"])
-        assert capability is not None
-        device = Device("cuda", None, (int(capability[1]), int(capability[2])), int(given["sm_count"]), given["gpu"])
+        device = _device(given)
         problems = {
-            op: tuple(Problem(dict(one["problem"]), {k: float(us) for k, us in one["us"].items()}) for one in measured)
+            op: tuple(Problem({**one["problem"]}, {k: _time_us(us) for k, us in one["us"].items()}) for one in measured)
             for op, measured in given["ops"].items()
         }
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InvalidProblem(
-            where, "a tuning table must be as `baracuda-py tune` writes it", rule="tuning table",
-            why=f"{type(error).__name__}: {error}", fix=f"Remove the file, or unset {FOLDER}",
-        ) from None  # fmt: skip
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise _no_table(where, error) from None
     known = ("ops", "gpu", "capability", "sm_count")
-    return TuningTable(device, problems, {key: value for key, value in given.items() if key not in known})
+    return TuningTable(device, problems, {key: value for key, value in given.items() if key not in known}, where)
+
+
+def _device(given: Any) -> Device:
+    name, sm_count = given["gpu"], int(given["sm_count"])
+    capability = re.fullmatch(r"sm_(\d+)(\d)", given["capability"])
+    if capability is None or not isinstance(name, str) or sm_count <= 0:
+        raise ValueError("gpu, capability and sm_count must say which GPU it is of")
+    return Device("cuda", None, (int(capability[1]), int(capability[2])), sm_count, name)
+
+
+def _time_us(given: Any) -> float:
+    time_us = float(given)
+    if not (math.isfinite(time_us) and time_us > 0):
+        raise ValueError(f"a time must be finite and above 0, not {given!r}")
+    return time_us
+
+
+def _no_table(where: str, error: Exception) -> InvalidProblem:
+    return InvalidProblem(
+        where, "a tuning table must be as `baracuda-py tune` writes it", rule="tuning table", why=_what(error),
+        fix=f"Remove the file, or unset {FOLDER}",
+    )  # fmt: skip
+
+
+def _what(error: Exception) -> str:
+    # An OSError's own text repeats the path.
+    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+
+
+def write_table(table: TuningTable, path: Path) -> None:
+    """Write what `load_table` reads; whoever reads meanwhile, and whoever is stopped, finds the old file or the new."""
+    target = Path(os.path.realpath(path))
+    made = target.with_name(f".{target.name}.saving-{secrets.token_hex(4)}")
+    try:
+        with made.open("w", encoding="utf-8") as file:
+            file.write(table_json(table))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(made, target)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def table_json(table: TuningTable) -> str:

@@ -44,11 +44,13 @@ class TuningTable:
         device: it, without an ordinal.
         problems: by op name.
         origin: driver, commit and whatever else says where the times come from.
+        where: file that it was read from, for messages.
     """
 
     device: Device
     problems: Mapping[str, tuple[Problem, ...]] = field(repr=False)
     origin: Mapping[str, Any] = field(factory=dict)
+    where: str = ""
 
 
 Place = tuple[tuple[float, ...], tuple[Any, ...]]

@@ -6,9 +6,11 @@ import json
 from importlib.metadata import PackageNotFoundError
 
 import pytest
+from attrs import evolve
 
 import baracuda_py
 from baracuda_py import sys as kernels
+from baracuda_py import tuning
 from baracuda_py.cli import doctor
 from baracuda_py.errors import DriverError
 
@@ -129,6 +131,53 @@ def test_a_gpu_that_cannot_be_opened_is_broken(run, gpu, monkeypatch):
     assert result.code == 1
     found = section(result, "gpu")[1]
     assert (found["name"], found["state"], found["fix"]) == ("cuda:0", "broken", "Free some")
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    monkeypatch.setenv(tuning.FOLDER, str(tmp_path))
+    tuning._tables.cache_clear()
+    yield tmp_path
+    tuning._tables.cache_clear()
+
+
+def test_the_tables_that_a_gpu_goes_by_are_told(run, gpu, tables):
+    mine = tuning.table_for(gpu.gpu)
+    tuning.write_table(mine, tables / "mine.json")
+    tuning._tables.cache_clear()
+    [found] = section(run("doctor", "--json"), "tuning")
+    assert (found["name"], found["state"]) == ("cuda:0", "ok")
+    assert str(tables / "mine.json") in found["detail"]
+    assert "nvidia-h100-80gb-hbm3.json (NVIDIA H100 80GB HBM3)" in found["detail"]
+    gpu.gpu = evolve(gpu.gpu, capability=(8, 6))
+    [found] = section(run("doctor", "--json"), "tuning")
+    assert (found["name"], found["state"]) == ("cuda:0", "missing")
+    assert "sm_86" in found["detail"]
+    assert "baracuda-py tune" in found["fix"]
+
+
+def test_without_a_gpu_the_tables_that_there_are_are_told(run, no_gpu):
+    [found] = section(run("doctor", "--json"), "tuning")
+    assert (found["name"], found["state"]) == ("tables", "ok")
+    assert "nvidia-h100-80gb-hbm3.json (NVIDIA H100 80GB HBM3)" in found["detail"]
+
+
+@pytest.mark.parametrize("machine", ["gpu", "no_gpu"])
+def test_a_broken_table_is_told_as_such_and_the_host_works(run, request, monkeypatch, tables, machine):
+    request.getfixturevalue(machine)
+    monkeypatch.setattr(baracuda_py.default_registry(), "_tables", tuning.table_for)
+    (tables / "bad.json").write_text("{}")
+    result = run("doctor", "--json")
+    assert result.code == 0
+    [found] = section(result, "tuning")
+    assert found["state"] == "broken"
+    assert "bad.json" in found["detail"]
+    assert found["fix"] == f"Remove the file, or unset {tuning.FOLDER}"
+    assert found["fix"] not in found["detail"]
+    monkeypatch.setenv(tuning.FOLDER, str(tables / "none"))
+    [found] = section(run("doctor", "--json"), "tuning")
+    assert found["state"] == "broken"
+    assert "baracuda-py tune" in found["fix"]
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ from attrs import evolve
 
 import baracuda_py as bp
 from baracuda_py import tuning
+from baracuda_py.plan import new_registry
 from baracuda_py.tuning.measure import Tuner
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.tuning import kernel_label
@@ -79,7 +80,89 @@ def test_copies_of_the_weights_outsize_the_cache_and_are_shared_by_kernels(gpu):
     assert launches == 4 * (10 + 1)  # kernels, and a first call of each
     copied = gpu.driver.log.count("cuMemcpyHtoD")
     tuner.measure(evolve(DESC, m=2))
-    assert gpu.driver.log.count("cuMemcpyHtoD") - copied == 4, "only activations are new"
+    assert gpu.driver.log.count("cuMemcpyHtoD") - copied == 1, "only the activation is new"
+
+
+def test_an_ops_samples_are_drawn_once_for_all_kernels_and_problems_of_the_same_weights(gpu):
+    default, drawn = bp.default_registry(), []
+    op = default.op("int4_awq_gemm")
+
+    def samples(descriptor, random):
+        drawn.append(descriptor)
+        return op.samples(descriptor, random)
+
+    registry = new_registry()
+    for name in ("host", "cuda"):
+        registry.register_backend(default.backend(name))
+    registry.register(evolve(op, samples=samples))
+    tuner = Tuner(registry, gpu.gpu, samples=1, rotated_nbytes=0)
+    tiled = DESC.with_weight_layout(bp.AwqWeightLayout.TILED)
+    assert len(tuner.measure(tiled).times_us) > 1
+    tuner.measure(evolve(tiled, m=2))
+    assert drawn == [tiled]
+
+
+def test_the_gpu_is_busy_when_a_replay_that_is_timed_is_enqueued(gpu):
+    Tuner(bp.default_registry(), gpu.gpu, samples=3, rotated_nbytes=0).measure(DESC)
+    log = gpu.driver.log
+    starts = [i for i, name in enumerate(log) if log[i : i + 3] == ["cuEventRecord", "cuGraphLaunch", "cuEventRecord"]]
+    assert len(starts) == log.count("cuEventElapsedTime") == 3 * 4
+    assert {log[i - 1] for i in starts} == {"cuGraphLaunch"}
+
+
+def stop_at(monkeypatch, number):
+    """Ctrl-C while that problem is measured."""
+    measure, seen = Tuner.measure, []
+
+    def stopped(self, descriptor):
+        seen.append(descriptor)
+        if len(seen) == number:
+            raise KeyboardInterrupt
+        return measure(self, descriptor)
+
+    monkeypatch.setattr(Tuner, "measure", stopped)
+    return seen
+
+
+def test_whoever_stops_the_command_keeps_what_was_measured(run, gpu, folder, monkeypatch):
+    stop_at(monkeypatch, 3)
+    words = [word for m in (1, 2, 3) for word in ("--problem", f"m={m},ic=256,oc=128")]
+    assert run("tune", "int4_awq_gemm", *words, "--output", folder).code != 0
+    [path] = folder.iterdir()
+    made = tuning.load_table(path)
+    assert [one.fields["m"] for one in made.problems["int4_awq_gemm"]] == [1, 2]
+
+
+def test_a_file_that_is_no_table_is_refused_before_anything_is_measured(run, gpu, folder, monkeypatch):
+    seen = stop_at(monkeypatch, 0)
+    folder.mkdir()
+    (folder / "fake-90.json").write_text("{}")
+    result = run("tune", "int4_awq_gemm", "--problem", PROBLEM, "--output", folder)
+    assert result.code == 3
+    assert "fake-90.json" in result.err
+    assert not seen
+    assert (folder / "fake-90.json").read_text() == "{}"
+
+
+def test_a_problem_that_the_op_refuses_is_refused_before_anything_is_measured(run, gpu, folder, monkeypatch):
+    seen = stop_at(monkeypatch, 0)
+    words = ("--problem", PROBLEM, "--problem", "m=1,ic=100,oc=8")
+    assert run("tune", "int4_awq_gemm", *words, "--output", folder).code == 3
+    assert not seen
+    assert not folder.exists()
+
+
+def test_a_folder_that_the_environment_names_is_made(run, gpu, folder, monkeypatch):
+    monkeypatch.setenv(tuning.FOLDER, str(folder))
+    monkeypatch.setattr(bp.default_registry(), "_tables", tuning.table_for)
+    result = run("tune", "int4_awq_gemm", "--problem", PROBLEM)
+    assert result.code == 0, result.err
+    assert (folder / "fake-90.json").exists()
+    file = folder / "fake-90.json"
+    monkeypatch.setenv(tuning.FOLDER, str(file))
+    result = run("tune", "int4_awq_gemm", "--problem", PROBLEM)
+    assert result.code == 2
+    tuning._tables.cache_clear()
 
 
 def test_what_is_measured_is_what_select_goes_by(run, gpu, folder, monkeypatch):
