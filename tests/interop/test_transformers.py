@@ -161,3 +161,54 @@ def test_without_transformers_what_to_install_is_said():
     code = "import sys; sys.modules['transformers'] = None; import baracuda_py.interop.transformers"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install transformers" in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def hooked(monkeypatch):
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    from baracuda_py.interop.transformers.quantizer import use_for_awq
+
+    monkeypatch.setitem(AUTO_QUANTIZER_MAPPING, "awq", None)
+    use_for_awq()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_from_pretrained_makes_the_same_model(folders, hooked, device):
+    folder, _ = folders
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16).to(device)
+    expected = load_awq(folder, device)
+    assert sum(isinstance(one, AwqLinear) for one in model.modules()) == 14
+    prompt = PROMPT.to(device)
+    with torch.no_grad():
+        assert torch.equal(model(prompt).logits, expected(prompt).logits)
+
+
+def test_what_it_saves_is_the_same_checkpoint(folders, hooked, tmp_path):
+    folder, _ = folders
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+    model.save_pretrained(tmp_path / "again")
+    before, after = (load_file(one / "model.safetensors") for one in (folder, tmp_path / "again"))
+    assert before.keys() - {"lm_head.weight"} == after.keys() - {"lm_head.weight"}
+    assert all(torch.equal(before[name], after[name]) for name in after if name in before)
+    with torch.no_grad():
+        assert torch.equal(load_awq(tmp_path / "again")(PROMPT).logits, model(PROMPT).logits)
+
+
+def test_a_base_model_is_made_too(folders, hooked):
+    folder, _ = folders
+    base = transformers.AutoModel.from_pretrained(folder, dtype=torch.float16)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+    with torch.no_grad():
+        assert torch.equal(base(PROMPT).last_hidden_state, whole.model(PROMPT).last_hidden_state)
+
+
+def test_from_pretrained_refuses_what_it_would_change(folders, hooked):
+    folder, _ = folders
+    with pytest.raises(Unsupported, match="dtype"):
+        transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["version"] = "gemv"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Unsupported, match="gemm"):
+        transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)

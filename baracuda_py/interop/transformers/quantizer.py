@@ -1,0 +1,113 @@
+"""What lets `from_pretrained` of transformers put `AwqLinear`s into a model: a quantiser for `quant_method: awq`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+
+from baracuda_py.checkpoints.headers import TensorHeader, read_header
+from baracuda_py.errors import CheckpointError, Unsupported
+from baracuda_py.interop.torch import AwqLinear
+
+__all__ = ["BaracudaAwqQuantizer", "use_for_awq"]
+
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class BaracudaAwqQuantizer(HfQuantizer):
+    """Puts an `AwqLinear` wherever the checkpoint's headers have a `qweight`, whatever its lists of modules say.
+
+    Loading raises Unsupported for another `version` than gemm or another number of bits, for scales of another dtype
+    than the model is made with, and for packed weights in the place of something that is no `torch.nn.Linear`.
+    """
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
+        config = self.quantization_config
+        version = getattr(config, "version", None) or getattr(config, "format", "gemm")
+        version = getattr(version, "value", version)
+        if version != "gemm" or config.bits != 4:
+            raise Unsupported(
+                "quantization_config", "it must be of 4 bits and of version gemm", rule="version",
+                got=f"{config.bits} bits, {version}",
+                fix="load_awq takes every format, and `baracuda-py convert` writes this one",
+            )  # fmt: skip
+        for name, headers in _packed(checkpoint_files or ()).items():
+            _replace(model, _in_model(model, name), headers, config.group_size)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Yes: the buffers are those of the checkpoint."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """No: there are no gradients."""
+        return False
+
+
+def use_for_awq() -> None:
+    """From now on, in this process, `from_pretrained` loads AWQ folders with `AwqLinear`."""
+    AUTO_QUANTIZER_MAPPING["awq"] = BaracudaAwqQuantizer
+
+
+def _packed(files: Any) -> dict[str, dict[str, TensorHeader]]:
+    """The headers of each packed layer, by the part's name."""
+    tensors = {name: header for file in files for name, header in read_header(Path(file)).tensors.items()}
+    layers = (name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight"))
+    parts = ("qweight", "qzeros", "scales", "bias")
+    return {
+        layer: {part: tensors[f"{layer}.{part}"] for part in parts if f"{layer}.{part}" in tensors} for layer in layers
+    }
+
+
+def _in_model(model: Any, name: str) -> str:
+    """A base model loads what a head has put its prefix before, and the other way round."""
+    prefix = f"{model.base_model_prefix}."
+    for candidate in (name, name.removeprefix(prefix), prefix + name):
+        try:
+            model.get_submodule(candidate)
+        except AttributeError:
+            continue
+        return candidate
+    return name
+
+
+def _replace(model: Any, name: str, headers: dict[str, TensorHeader], group_size: int) -> None:
+    parent, _, last = name.rpartition(".")
+    try:
+        holder = model.get_submodule(parent)
+        found = getattr(holder, last, None)
+    except AttributeError:
+        found = None
+    if not isinstance(found, torch.nn.Linear):
+        raise Unsupported(
+            name, "a packed layer must be a torch.nn.Linear in the model", rule="linear",
+            got="nothing" if found is None else type(found).__name__,
+        )  # fmt: skip
+    if missing := {"qzeros", "scales"} - headers.keys():
+        header = headers["qweight"]
+        raise CheckpointError(header.file, f"there must be {missing.pop()} too", tensor=header.name, rule="parts")
+    scales = headers["scales"]
+    dtype = found.weight.dtype
+    if _DTYPES.get(scales.dtype) is not dtype:
+        raise Unsupported(
+            scales.name, "scales must have the dtype that the model is made with", rule="dtype", got=scales.dtype,
+            why=f"they would be converted to {dtype}", fix="Pass dtype, or use load_awq, which keeps them as they are",
+        )  # fmt: skip
+    made = AwqLinear(
+        found.in_features, found.out_features, "bias" in headers, group_size=group_size, dtype=dtype, device="meta"
+    )
+    for part, header in headers.items():
+        shape = tuple(getattr(made, part).shape)
+        if shape != header.shape:
+            raise CheckpointError(
+                header.file, f"its shape must be {list(shape)}, as the model is", tensor=header.name, rule="shape",
+                got=str(header),
+            )  # fmt: skip
+    setattr(holder, last, made.eval())
