@@ -86,11 +86,11 @@ def capture(calls: list[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
 def measure(graphs: dict[str, tuple[torch.cuda.CUDAGraph, int]]) -> dict[str, list[float]]:
     """Microseconds a call, SAMPLES times each, contenders in turn."""
     times: dict[str, list[float]] = {name: [] for name in graphs}
-    for graph, _ in graphs.values():
-        graph.replay()
     for _ in range(SAMPLES):
         for name, (graph, launches) in graphs.items():
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            # On an idle stream the time between the events would have the host's launch in it.
+            graph.replay()
             start.record()
             graph.replay()
             stop.record()
