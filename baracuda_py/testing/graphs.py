@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from baracuda_py.testing.calls import Call, Case
 from baracuda_py.testing.data import POISONS, same_bits
 
-__all__ = ["captures_and_replays", "runs_on_a_stream_of_its_own", "stream_of"]
+__all__ = ["captures_and_replays", "runs_on_a_stream_of_its_own"]
 
 _REPLAYS = 3
-
-
-@contextmanager
-def stream_of(case: Case) -> Iterator[tuple[Any, Any]]:
-    """The driver, and a fresh stream that waits for no other, with the device's context current."""
-    backend: Any = case.registry.backend("cuda")
-    driver = backend.driver
-    with backend.context(case.device).current():
-        stream = driver.call("cuStreamCreate", driver.api.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        try:
-            yield driver, stream
-        finally:
-            driver.call("cuStreamDestroy", stream)
 
 
 def runs_on_a_stream_of_its_own(case: Case) -> None:
     """A run on another stream, given as a handle, computes what it computes on the default one."""
     call = Call.of(case)
     expected = call.run()
-    with stream_of(case) as (driver, stream):
+    backend: Any = case.registry.backend("cuda")
+    driver = backend.driver
+    with backend.fresh_stream(case.device) as stream:
         call.poison(POISONS[1])
         call.plan.run(int(stream), call.workspace, call.args)
         driver.call("cuStreamSynchronize", stream)
@@ -43,7 +30,9 @@ def captures_and_replays(case: Case) -> None:
     """`run` and a bound run are captured in a CUDA graph without running, and each replay computes the same bits."""
     call = Call.of(case)
     expected = call.run()
-    with stream_of(case) as (driver, stream):
+    backend: Any = case.registry.backend("cuda")
+    driver = backend.driver
+    with backend.fresh_stream(case.device) as stream:
         handle = int(stream)
         bound = call.plan.bind(call.args, call.workspace, handle)
         for enqueue in (lambda: call.plan.run(handle, call.workspace, call.args), bound):

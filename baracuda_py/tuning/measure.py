@@ -67,7 +67,9 @@ class Tuner:
             raise explanation.error
         op = explanation.op
         kernels = [one.kernel for one in explanation.candidates if one.refusal is None]
-        with self._stream() as (driver, stream), ExitStack() as stack:
+        backend: Any = self.registry.backend("cuda")
+        driver = backend.driver
+        with backend.fresh_stream(self.device) as stream, ExitStack() as stack:
             arguments = self._arguments(op, descriptor)
             graphs = {
                 kernel_label(kernel.sku): stack.enter_context(
@@ -82,17 +84,6 @@ class Tuner:
                 for label, (launch, calls) in graphs.items():
                     times[label].append(_elapsed_us(driver, stream, launch) / calls)
         return Problem(to_fields(descriptor), {label: round(median(taken), 3) for label, taken in times.items()})
-
-    @contextmanager
-    def _stream(self) -> Iterator[tuple[Any, Any]]:
-        backend: Any = self.registry.backend("cuda")
-        driver = backend.driver
-        with backend.context(self.device).current():
-            stream = driver.call("cuStreamCreate", driver.api.CUstream_flags.CU_STREAM_NON_BLOCKING)
-            try:
-                yield driver, stream
-            finally:
-                driver.call("cuStreamDestroy", stream)
 
     @contextmanager
     def _graph(

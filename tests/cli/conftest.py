@@ -14,6 +14,7 @@ import pytest
 from attrs import frozen
 
 import baracuda_py
+from baracuda_py.backends.cuda import CudaBackend
 from baracuda_py.backends.host import HostBackend
 from baracuda_py.cli import main
 from baracuda_py.cli.demo import write_checkpoint
@@ -215,6 +216,7 @@ class FakeGpu:
 
     name = "cuda"
     computes = True
+    fresh_stream = CudaBackend.fresh_stream
 
     def __init__(self) -> None:
         self.driver = FakeDriver()

@@ -221,6 +221,21 @@ def test_a_state_dict_of_another_layout_is_refused(first, second, strict):
             square(second).load_state_dict(state, strict=strict)
 
 
+def test_loading_takes_over_the_dtype_of_the_bias():
+    module, _ = filled(dtype=torch.bfloat16)
+    module.bias.fill_(1e5)  # which f16 cannot hold
+    other = AwqLinear(IC, OC)
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other.bias, module.bias)
+
+
+def test_a_form_that_is_none_is_refused():
+    module, _ = filled(bp.AwqWeightLayout.TILED)
+    form = torch.tensor(list(b"tiled f32"), dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="weight_form must say f16 or bf16, not 'tiled f32'"):
+        module.load_state_dict({**module.state_dict(), "weight_form": form})
+
+
 def test_scales_of_another_dtype_are_refused():
     module, _ = filled()
     with pytest.raises(RuntimeError, match=r"scales must be float16 or bfloat16, not torch\.float32"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from typing import Any
@@ -109,6 +111,16 @@ class CudaBackend:
         """The primary context of a live device."""
         assert device.ordinal is not None, "a dry-run device has no context"
         return self.contexts.context(device.ordinal)
+
+    @contextmanager
+    def fresh_stream(self, device: Device) -> Iterator[Any]:
+        """A stream that waits for no other, for the time of the block, with the device's context current."""
+        with self.context(device).current():
+            stream = self.driver.call("cuStreamCreate", self.driver.api.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            try:
+                yield stream
+            finally:
+                self.driver.call("cuStreamDestroy", stream)
 
     def missing(self, code: PtxCode, device: Device) -> BaracudaError | None:
         """Nothing: a live device is proof of a driver, and a dry run needs none."""

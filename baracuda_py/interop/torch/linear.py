@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["AwqLinear", "as_tensor"]
 
 _SCALES = {torch.float16: ElementKind.F16, torch.bfloat16: ElementKind.BF16}
+_ELEMENTS = {element.name.lower(): element for element in _SCALES.values()}
 _FORM = "weight_form"  # of a state dict: UTF-8 of layout and element of the scales
 _ALIGNMENT = 16  # bytes; the most that a kernel asks of activations
 _MOST_PLANS = 4096  # of a module; one a number of rows
@@ -43,7 +44,7 @@ class AwqLinear(torch.nn.Module):
         bias: whether there is one.
         group_size: input features that share a scale: 32, 64, 128, or -1 for all.
         layout: of the weights.
-        dtype: of scales and bias, f16 or bf16; loading takes over that of what is loaded.
+        dtype: of scales and bias, f16 or bf16; loading takes over those of what is loaded.
         device: as torch has it.
 
     Raises:
@@ -199,25 +200,33 @@ class AwqLinear(torch.nn.Module):
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
         unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        stored, scales = state_dict.get(prefix + _FORM), state_dict.get(prefix + "scales")
+        stored = state_dict.get(prefix + _FORM)
         form = AwqWeightLayout.HF_GEMM.value if stored is None else bytes(stored.tolist()).decode()
         layout, _, element = form.partition(" ")
+        wrong = []
         if prefix + "qweight" in state_dict and layout != self.layout.value:
-            error_msgs.append(
+            wrong.append(
                 f"{prefix}qweight is in the layout {layout}, and the module's is {self.layout.value}: make it with "
                 f"layout={layout}, load, and call repack_"
             )
+        if stored is not None and element not in _ELEMENTS:
+            wrong.append(f"{prefix}{_FORM} must say f16 or bf16, not {form!r}")
+        for part in ("scales", "bias"):
+            given, mine = state_dict.get(prefix + part), getattr(self, part)
+            if given is None or mine is None or given.dtype == mine.dtype:
+                continue
+            if given.dtype in _SCALES:
+                setattr(self, part, torch.empty_like(mine, dtype=given.dtype))
+            else:
+                wrong.append(f"{prefix}{part} must be float16 or bfloat16, not {given.dtype}")
+        if wrong:
+            error_msgs += wrong
             return
-        if scales is not None and self.scales is not None and scales.dtype != self.scales.dtype:
-            if scales.dtype not in _SCALES:
-                error_msgs.append(f"{prefix}scales must be float16 or bfloat16, not {scales.dtype}")
-                return
-            self.scales = torch.empty_like(self.scales, dtype=scales.dtype)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if stored is not None:
-            self._scales_element = ElementKind[element.upper()]
+            self._scales_element = _ELEMENTS[element]
             if prefix + _FORM in unexpected_keys:
                 unexpected_keys.remove(prefix + _FORM)
         self._plans = {}
