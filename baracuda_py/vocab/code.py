@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from baracuda_py.errors import BaracudaError
 from baracuda_py.vocab.device import Device
-from baracuda_py.vocab.enums import ArchSku
+from baracuda_py.vocab.enums import ArchSku, ElementKind
 from baracuda_py.vocab.preference import Workspace
 from baracuda_py.vocab.tensors import TensorRef
 
@@ -30,6 +30,7 @@ __all__ = [
     "PtxCode",
     "RelocatableExecutable",
     "Stride",
+    "TensorMap",
     "f32",
 ]
 
@@ -52,12 +53,35 @@ class Stride:
     axis: int
 
 
+@frozen
+class TensorMap:
+    """Kernel parameter: a CUtensorMap (128 bytes), by which a kernel copies boxes of an argument to shared memory.
+
+    Rows of a box are 128 bytes, swizzled over as many; what lies beyond the extents reads as 0.
+
+    Attributes:
+        argument: of 2-byte elements, whose address is a multiple of 16.
+        element: F16 or BF16.
+        extents: of the tensor as the map sees it, innermost axis first.
+        strides: of all axes but the innermost, in elements; multiples of 8.
+        box: extents of what one copy takes; at most 256, the innermost 64.
+
+    Source: CUDA driver API, cuTensorMapEncodeTiled.
+    """
+
+    argument: str
+    element: ElementKind
+    extents: tuple[int, ...]
+    strides: tuple[int | Stride, ...]
+    box: tuple[int, ...]
+
+
 def f32(value: float) -> int:
     """A float32 kernel parameter, as the bits of its slot."""
     return int.from_bytes(struct.pack("<f", value), "little")
 
 
-Parameter = int | Pointer | Stride | tuple[int | Stride, ...]
+Parameter = int | Pointer | Stride | TensorMap | tuple[int | Stride, ...]
 
 
 @frozen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import numpy as np
 import pytest
+from cuda_emulator.backend import HOPPER_SLICE, EmulatorBackend, emulated_registry
 
 import baracuda_py as bp
 from baracuda_py.ops.quantize.awq_tiles import pack_tiles
@@ -17,7 +18,7 @@ LAYOUTS = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
 TILED = bp.AwqWeightLayout.TILED
 VARIANTS = [
     *((variant, layout) for variant in ("small_m", "splitk", "tile") for layout in LAYOUTS),
-    *((variant, TILED) for variant in ("stream", "tile", "direct")),
+    *((variant, TILED) for variant in ("bulk", "stream", "tile", "direct")),
 ]
 ELEMENTS = (bp.ElementKind.F16, bp.ElementKind.BF16)
 
@@ -69,6 +70,22 @@ def test_a_token_has_the_same_bits_in_every_batch_of_up_to_eight(registry, layou
 def test_a_token_has_the_same_bits_in_every_batch_of_tiled_weights(registry, group, ic, element):
     descriptor = bp.Int4AwqGemmDescriptor(35, ic, 136, group, None, TILED, element)
     _rows_are_those_of(_case(registry, "stream", descriptor), (1, 2, 7, 8, 9, 16, 17, 33))
+
+
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+@pytest.mark.parametrize(
+    ("group", "ic", "oc", "channels"),
+    [(128, 2304, 72, 32), (64, 4288, 40, 32), (32, 1088, 264, 64), (-1, 1088, 776, 128)],
+)
+def test_a_token_has_the_same_bits_in_every_batch_by_bulk_copies(
+    modules, monkeypatch, group, ic, oc, channels, element
+):
+    registry = emulated_registry(EmulatorBackend(modules, HOPPER_SLICE))
+    monkeypatch.setattr(bp, "default_registry", lambda: registry)
+    descriptor = bp.Int4AwqGemmDescriptor(19, ic, oc, group, None, TILED, element)
+    case = _case(registry, "bulk", descriptor)
+    assert f"_c{channels}_" in case.plan.launches[0].entry
+    _rows_are_those_of(case, (1, 8, 9, 16))
 
 
 @pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)

@@ -43,6 +43,18 @@ DEFECTS = {
     "barrier_in_a_branch": "__syncthreads.., which 1 of 64 threads have left the kernel without",
     "shuffle_in_a_branch": "a warp instruction that not all lanes of its warp reach",
     "different_warp_instructions": "lanes of a warp meet in different instructions",
+    "bulk_copy_that_one_warp_does_not_wait_for": "not waited for|has not written",
+    "mbarrier_without_fence": "no fence",
+    "mbarrier_that_others_are_not_shown": "there is no mbarrier|since the last barrier",
+    "bulk_copy_over_words_that_are_read": "since the last barrier|not waited for|more threads arrive",
+    "arrival_ahead_of_other_lanes": "since the last barrier|not waited for",
+    "more_arrivals_than_a_phase_has": "more threads arrive|not waited for",
+    "fewer_bytes_announced_than_come": "more bytes land",
+    "more_bytes_announced_than_come": "whose phase never ends",
+    "ends_with_bulk_copies_in_flight": "bulk copies in flight",
+    "bulk_copy_of_no_multiple_of_16_bytes": "a bulk copy of 252 bytes",
+    "no_partial_barrier_before_reuse": "since the last barrier",
+    "partial_barrier_that_a_warp_does_not_reach": "some of its threads do not reach",
 }
 
 

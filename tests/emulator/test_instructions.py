@@ -101,3 +101,18 @@ def test_ldmatrix_and_mma_multiply_matrices(bench, element):
     given = np.concatenate([a.ravel(), b.ravel()]).astype(np.float32).astype(DTYPES[element]).view(np.uint16)
     found = bench.run(f"mma_{element}", given, np.empty((16, 8), np.float32), block=32, shared_bytes=512)
     assert np.array_equal(found, (a @ b).astype(np.float32))
+
+
+@pytest.mark.parametrize("begin", [(0, 0, 0), (0, 3, 1), (0, 7, 2)])
+def test_a_box_is_swizzled_and_zero_beyond_the_tensor(bench, begin):
+    # x (12, 200) with rows of 208, seen as (4, 12, 64): the last 64 columns are cut, as are rows beyond the twelfth.
+    x = np.arange(1, 12 * 208 + 1, dtype=np.uint16)
+    views = np.lib.stride_tricks.as_strided(x, (3, 12, 64), (128, 416, 2))
+    given = np.array([x.ctypes.data, 64, 12, 3, 416, 128, 64, 8, 4, *[0] * 7, *begin], np.uint64)
+    found = bench.run("box", given, np.empty((4, 8, 8, 8), np.uint16), block=32, shared_bytes=4 * 8 * 128 + 8)
+    expected = np.zeros((4, 8, 64), np.uint16)
+    part = views[begin[2] : begin[2] + 4, begin[1] : begin[1] + 8]
+    expected[: part.shape[0], : part.shape[1]] = part
+    for row in range(8):  # of 16-byte chunks, chunk c of row r lies at c ^ r
+        for chunk in range(8):
+            assert np.array_equal(found[:, row, chunk ^ row], expected[:, row, 8 * chunk : 8 * chunk + 8])

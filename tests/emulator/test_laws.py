@@ -6,7 +6,7 @@ No run on a GPU: see conftest.py for what it shows.
 from __future__ import annotations
 
 import pytest
-from cuda_emulator.backend import AMPERE, HOPPER, EmulatorBackend, Modules, emulated_registry
+from cuda_emulator.backend import AMPERE, HOPPER, HOPPER_SLICE, EmulatorBackend, Modules, emulated_registry
 from cuda_emulator.problems import cuda_kernels, cuda_ops, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,7 +47,7 @@ def test_every_cuda_kernel_keeps_the_laws_on_the_examples_of_its_op(kernel, regi
 @pytest.mark.parametrize("op", cuda_ops(), ids=lambda op: op.name)
 def test_every_cuda_kernel_is_right_on_any_valid_descriptor(op, modules: Modules, monkeypatch):
     worlds = []
-    for gpu in (AMPERE, HOPPER):
+    for gpu in (AMPERE, HOPPER, HOPPER_SLICE):
         backend = EmulatorBackend(modules, gpu)
         registry = emulated_registry(backend)
         worlds.append((backend, registry, registry.device(0)))
@@ -58,7 +58,7 @@ def test_every_cuda_kernel_is_right_on_any_valid_descriptor(op, modules: Modules
         backend, registry, device = world
         monkeypatch.setattr(bp, "default_registry", lambda: registry)
         for kernel in op.kernels:
-            if kernel.sku.arch is ArchSku.HOST or not serves(op, kernel, descriptor):
+            if not device.loads(kernel.sku.arch) or not serves(op, kernel, descriptor):
                 continue
             case = Case(registry, op, kernel, descriptor, device)
             laws = [agrees_with_reference, writes_every_element_and_nothing_else, repeats_its_bits]
@@ -79,3 +79,4 @@ def test_the_emulated_gpu_is_what_selection_takes(registry):
     plan = registry.select(descriptor)
     assert plan.device == Device("cuda", 0, HOPPER.capability, HOPPER.sm_count)
     assert plan.sku.arch is ArchSku.SM80
+    assert registry.select(descriptor.with_weight_layout(bp.AwqWeightLayout.TILED)).sku.arch is ArchSku.SM90A

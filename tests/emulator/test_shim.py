@@ -21,7 +21,7 @@ def _replaced() -> set[str]:
     return {path.relative_to(SHIM).as_posix() for path in (SHIM / "baracuda").iterdir()}
 
 
-@pytest.mark.parametrize("source", sources(), ids=lambda source: source.module)
+@pytest.mark.parametrize("source", sources(), ids=lambda source: f"{source.arch}.{source.module}")
 def test_a_source_is_compiled_as_it_is_but_for_the_replaced_headers(source):
     read = files_read(Unit.of_source(source))
     own = {label.removeprefix("include/"): path.resolve() for label, path in source.own_files().items()}
@@ -73,6 +73,6 @@ def test_a_replaced_header_declares_what_the_original_declares(name):
     assert len(original) >= 1
 
 
-def test_every_portable_module_is_emulated():
-    emulated = {source.module for source in sources()}
-    assert emulated == {module.name for module in baracuda_py.sys.modules() if not module.arch.endswith("a")}
+def test_every_module_is_emulated():
+    emulated = {(source.module, source.arch) for source in sources()}
+    assert emulated == {(module.name, module.arch) for module in baracuda_py.sys.modules()}

@@ -6,7 +6,7 @@ import pytest
 
 import baracuda_py as bp
 from baracuda_py.sys import module
-from baracuda_py.vocab.code import Launch, Pointer, PtxCode, Stride
+from baracuda_py.vocab.code import Launch, Pointer, PtxCode, Stride, TensorMap
 from baracuda_py.vocab.device import Device, dry_device
 
 DEVICES = [dry_device(name) for name in ("sm_80", "sm_86", "sm_90", "sm_120")]
@@ -19,6 +19,8 @@ def _nbytes(parameter: object) -> set[int]:
     """Sizes that the kernel may declare for a parameter: a plain number may be a 4-byte int."""
     if isinstance(parameter, tuple):
         return {8 * len(parameter)}
+    if isinstance(parameter, TensorMap):
+        return {128}
     return {8} if isinstance(parameter, (Pointer, Stride)) else {4, 8}
 
 

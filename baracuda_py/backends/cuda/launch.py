@@ -1,8 +1,8 @@
 """Packs kernel parameters and launches.
 
-Every parameter takes a slot of 8 bytes (a by-value struct several in a row), so that one struct.pack_into fills them
-all; `void**` arrays over the slots are made once. cuLaunchKernel copies the parameters before it returns, so one
-buffer a thread serves every plan.
+Every parameter takes a slot of 8 bytes (a by-value struct, or a tensor map, several in a row), so that one
+struct.pack_into fills them all; `void**` arrays over the slots are made once. cuLaunchKernel copies the parameters
+before it returns, so one buffer a thread serves every plan.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from attrs import frozen
 from baracuda_py.backends.cuda.context import Context
 from baracuda_py.backends.cuda.driver import Driver
 from baracuda_py.backends.cuda.streams import current_stream, stream_handle
-from baracuda_py.vocab.code import WORKSPACE, Launch, Parameter, Pointer, Stride
+from baracuda_py.backends.cuda.tensor_maps import SLOTS, encoder
+from baracuda_py.vocab.code import WORKSPACE, Launch, Parameter, Pointer, Stride, TensorMap
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import Workspace
 from baracuda_py.vocab.tensors import TensorRef
@@ -63,8 +64,12 @@ class _Frames(threading.local):
 _frames = _Frames()
 
 
-def _source(part: int | Pointer | Stride, names: tuple[str, ...]) -> str:
-    """Python source of a slot's value, over `p` (addresses), `o` (operands) and `w` (workspace address)."""
+_Part = int | Pointer | Stride | TensorMap
+
+
+def _source(part: _Part, number: int, names: tuple[str, ...]) -> str:
+    """Python source of a part's slots, over `p` (addresses), `o` (operands), `w` (workspace address) and `t` (encoders,
+    by the number of the part)."""
     if isinstance(part, Pointer):
         if part.argument == WORKSPACE:
             return f"w + {part.offset}" if part.offset else "w"
@@ -73,27 +78,37 @@ def _source(part: int | Pointer | Stride, names: tuple[str, ...]) -> str:
     if isinstance(part, Stride):
         operand = f"o[{names.index(part.argument)}]"
         return f"({operand}.strides[{part.axis}] & {_MASK} if {operand} is not None else 0)"
+    if isinstance(part, TensorMap):
+        index = names.index(part.argument)
+        return f"*t[{number}](p[{index}], o[{index}])"
     return str(part & _MASK)
 
 
 @lru_cache(maxsize=1024)  # sizes are compiled in, so that every descriptor has its own: not to be kept for ever
-def _packer(parts: tuple[int | Pointer | Stride, ...], names: tuple[str, ...]) -> Callable[..., None]:
+def _packer(driver: Driver, parts: tuple[_Part, ...], names: tuple[str, ...]) -> Callable[..., None]:
     """A function `(buffer, addresses, operands, workspace)` that fills the slots, compiled."""
-    values = ", ".join(_source(part, names) for part in parts)
-    pack = struct.Struct(f"<{len(parts)}Q").pack_into
-    scope = {"pack": pack}
+    values = ", ".join(_source(part, number, names) for number, part in enumerate(parts))
+    pack = struct.Struct(f"<{sum(map(_slots, parts))}Q").pack_into
+    maps = {number: encoder(driver, part) for number, part in enumerate(parts) if isinstance(part, TensorMap)}
+    scope = {"pack": pack, "t": maps}
     function: Callable[..., None] = eval(f"lambda b, p, o, w: pack(b, 0, {values})", scope)
     return function
 
 
-def _flatten(parameters: tuple[Parameter, ...]) -> tuple[tuple[int | Pointer | Stride, ...], tuple[int, ...]]:
-    """All slots in order, and the first slot of each parameter."""
-    parts: list[int | Pointer | Stride] = []
-    offsets = []
+def _slots(part: _Part) -> int:
+    return SLOTS if isinstance(part, TensorMap) else 1
+
+
+def _flatten(parameters: tuple[Parameter, ...]) -> tuple[tuple[_Part, ...], tuple[int, ...], int]:
+    """All parts in order, the first slot of each parameter, and the number of slots."""
+    parts: list[_Part] = []
+    offsets, slots = [], 0
     for parameter in parameters:
-        offsets.append(len(parts))
-        parts += parameter if isinstance(parameter, tuple) else (parameter,)
-    return tuple(parts), tuple(offsets)
+        offsets.append(slots)
+        own = parameter if isinstance(parameter, tuple) else (parameter,)
+        parts += own
+        slots += sum(map(_slots, own))
+    return tuple(parts), tuple(offsets), slots
 
 
 class _Step:
@@ -101,12 +116,12 @@ class _Step:
 
     __slots__ = ("function", "geometry", "layout", "pack")
 
-    def __init__(self, function: Any, launch: Launch, names: tuple[str, ...]) -> None:
-        parts, offsets = _flatten(launch.parameters)
+    def __init__(self, driver: Driver, function: Any, launch: Launch, names: tuple[str, ...]) -> None:
+        parts, offsets, slots = _flatten(launch.parameters)
         self.function = function
         self.geometry = (*launch.grid, *launch.block, launch.shared_bytes)
-        self.layout = _layout(offsets, len(parts))
-        self.pack = _packer(parts, names)
+        self.layout = _layout(offsets, slots)
+        self.pack = _packer(driver, parts, names)
 
 
 class CudaExecutable:
@@ -125,7 +140,7 @@ class CudaExecutable:
         self._driver = driver
         self._launch_kernel = driver.api.cuLaunchKernel
         self._context = context
-        self._steps = [_Step(f, launch, names) for f, launch in zip(functions, launches, strict=True)]
+        self._steps = [_Step(driver, f, launch, names) for f, launch in zip(functions, launches, strict=True)]
         assert context.device.ordinal is not None
         self._ordinal: int = context.device.ordinal
 

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from baracuda_py.ops.quantize.awq_gemm_sm80 import sm80_kernels
+from baracuda_py.ops.quantize.awq_gemm_sm90a import sm90a_kernels
 from baracuda_py.ops.quantize.awq_gemm_tiled import tiled_kernels
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host, awq_gemm_tiled_host
 from baracuda_py.ops.quantize.awq_onnxruntime import PreparedAwqGemm, awq_gemm_onnxruntime
@@ -343,6 +344,7 @@ OP = Op(
     reference=_reference,
     kernels=(
         *(kernel for layout in _DIRECT for kernel in sm80_kernels(layout)),
+        *sm90a_kernels(AwqWeightLayout.TILED),
         *tiled_kernels(AwqWeightLayout.TILED),
         *(kernel for element in _ELEMENTS for epilogue in EpilogueKind for kernel in _host_kernels(element, epilogue)),
     ),

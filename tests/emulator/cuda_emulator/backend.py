@@ -15,15 +15,17 @@ from baracuda_py.plan import Plan, new_registry
 from baracuda_py.registry import Registry
 from baracuda_py.vocab.code import PtxCode
 
-from .compiler import EMULATED_ARCHITECTURE, Unit, compile_units, remove_unused, sources
+from .compiler import Unit, compile_units, remove_unused, sources
 from .driver import EmulatedDriver, Gpu, LoadedModule
 from .library import Library
 
-__all__ = ["AMPERE", "HOPPER", "EmulatorBackend", "Modules", "emulated_registry"]
+__all__ = ["AMPERE", "HOPPER", "HOPPER_SLICE", "EmulatorBackend", "Modules", "emulated_registry"]
 
 # What the CUDA programming guide gives a block of these architectures, in bytes.
 AMPERE = Gpu((8, 0), 108, 163 * 1024, "emulated sm_80")
 HOPPER = Gpu((9, 0), 132, 227 * 1024, "emulated sm_90")
+# The smallest part of one that a green context may have: a thread block takes several tiles of weights.
+HOPPER_SLICE = Gpu((9, 0), 8, 227 * 1024, "emulated slice of sm_90")
 
 
 class Modules:
@@ -36,13 +38,14 @@ class Modules:
         self._folder = folder
         remove_unused(folder)
         self._by_image: dict[bytes, LoadedModule] = {}
-        self.units = {source.module: Unit.of_source(source) for source in sources()}
+        self.units = {f"{source.arch}.{source.module}": Unit.of_source(source) for source in sources()}
         self.replace(self.units)
 
     def replace(self, units: dict[str, Unit]) -> None:
-        """Let these units stand for the modules of their names."""
+        """Let these units stand for the modules of their names, `<arch>.<module>`."""
         for name, library in self.compile(units).items():
-            module = baracuda_py.sys.module(name, EMULATED_ARCHITECTURE)
+            arch, _, module_name = name.partition(".")
+            module = baracuda_py.sys.module(module_name, arch)
             for entry in module.entries.values():
                 assert library.kernels[entry.name].parameter_nbytes == entry.parameter_nbytes, entry.name
             self._by_image[module.ptx] = LoadedModule(library, module)

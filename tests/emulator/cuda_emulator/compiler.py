@@ -25,7 +25,7 @@ from baracuda_py.sys.sources import Source, find_sources
 
 __all__ = [
     "CORE_FILES",
-    "EMULATED_ARCHITECTURE",
+    "EMULATED_ARCHITECTURES",
     "PACKAGE",
     "SHIM",
     "CompileError",
@@ -39,8 +39,11 @@ __all__ = [
 
 PACKAGE = Path(baracuda_py.sys.__file__).parent
 SHIM = Path(__file__).parents[1] / "cuda_shim"
-CORE_FILES = ("emulator.cpp", "shared_memory.cpp", "faults.cpp", "instructions.cpp", "checks.cpp", "sanitizer.cpp")
-EMULATED_ARCHITECTURE = "sm80"
+CORE_FILES = (
+    "emulator.cpp", "shared_memory.cpp", "mbarriers.cpp", "faults.cpp", "instructions.cpp", "checks.cpp",
+    "sanitizer.cpp",
+)  # fmt: skip
+EMULATED_ARCHITECTURES = ("sm80", "sm90a")
 _KEEP_S = 7 * 24 * 3600
 
 _COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", f"-I{SHIM}")
@@ -92,8 +95,8 @@ class Unit:
 
 
 def sources() -> list[Source]:
-    """The sources that can be emulated: those for compute_80."""
-    return [source for source in find_sources(PACKAGE) if source.arch == EMULATED_ARCHITECTURE]
+    """The sources that can be emulated: those for compute_80 and compute_90a."""
+    return [source for source in find_sources(PACKAGE) if source.arch in EMULATED_ARCHITECTURES]
 
 
 @cache

@@ -194,6 +194,13 @@ class EmulatedDriver:
         function.dynamic_limit = value
         return (_SUCCESS,)
 
+    # -- functions by name ---------------------------------------------------------------------------------------
+
+    def cuGetProcAddress(self, symbol: bytes, version: int, flags: int) -> Any:
+        if symbol != b"cuTensorMapEncodeTiled":
+            return bindings.CUresult.CUDA_ERROR_NOT_FOUND, None, None
+        return _SUCCESS, ctypes.cast(_ENCODE, ctypes.c_void_p).value, None
+
     # -- launches, streams and graphs ----------------------------------------------------------------------------
 
     def cuLaunchKernel(self, function: _Function, *arguments: int) -> Any:
@@ -277,6 +284,36 @@ def _fits(geometry: Sequence[int], function: _Function) -> bool:
         and int(np.prod(block)) <= min(function.max_threads, _MAX_THREADS)
         and 0 <= shared <= function.dynamic_limit
     )
+
+
+def _encode_tensor_map(
+    target: int, kind: int, rank: int, address: int, extents: Any, strides: Any, box: Any, steps: Any, *options: int
+) -> int:
+    """What `copy_box` of the shim reads: address, extents, strides in bytes, box. Of three axes of 2-byte elements."""
+    plain = bindings.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE
+    swizzle = bindings.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B
+    fits = (
+        target % 64 == 0
+        and address % 16 == 0
+        and rank == 3
+        and options[:2] == (int(plain), int(swizzle))
+        and steps[:3] == [1, 1, 1]
+        and all(0 < extent <= 1 << 32 for extent in extents[:3])
+        and all(0 < stride < 1 << 40 and stride % 16 == 0 for stride in strides[:2])
+        and all(0 < extent <= 256 for extent in box[:3])
+        and box[0] * 2 <= 128
+    )
+    if fits:
+        numbers = [address, *extents[:3], *strides[:2], *box[:3]]
+        (ctypes.c_uint64 * 16).from_address(target)[:] = numbers + [0] * (16 - len(numbers))
+    return int(_SUCCESS if fits else _INVALID_VALUE)
+
+
+_WORDS, _HALF_WORDS = ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(ctypes.c_uint32)
+_ENCODE = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p, _WORDS, _WORDS, _HALF_WORDS,
+    _HALF_WORDS, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+)(_encode_tensor_map)  # fmt: skip
 
 
 def _values(kernel: Kernel, parameters: int) -> tuple[bytes, ...]:

@@ -38,6 +38,9 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
         # Tiles of every height; more stages than a ring has, in ranges of k; channels and tokens that are ragged.
         *(bp.Int4AwqGemmDescriptor(m, ic, oc, group, None, _TILED) for m, ic, oc, group in
           ((31, 800, 200, 32), (64, 1088, 72, 64), (70, 896, 264, 128), (150, 544, 136, -1))),
+        # On a slice of a GPU, several tiles a thread block: x in one chunk, and in more than its slots take.
+        bp.Int4AwqGemmDescriptor(3, 128, 520, -1, None, _TILED, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(16, 4224, 520, -1, None, _TILED, bp.ElementKind.BF16),
     ),
     "int4_awq_repack": (
         # Several tiles each way, the last ones ragged; rows of 33 words lie at no multiples of 16 bytes.

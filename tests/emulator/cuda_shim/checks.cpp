@@ -13,22 +13,28 @@ namespace {
 
 constexpr int kNobody = -1;
 constexpr int kSeveral = -2;
+constexpr int kBulkCopy = -3;  // and below: a copy that landed on mbarrier kBulkCopy - writer
+constexpr int kWarps = kMaxThreads / kWarpLanes;
 
 struct Byte {
   std::uint64_t written = 0;  // the interval between barriers of the last write, and of the last read
   std::uint64_t read = 0;
-  std::uint64_t write_step = 0;  // the interval between barriers of its warp of the last write, and of the last read
+  // The interval between barriers of its warp of the last write, or the phases of the mbarrier with which a bulk copy
+  // had landed, and the interval of the last read.
+  std::uint64_t write_step = 0;
   std::uint64_t read_step = 0;
   int writer = kNobody;
   int reader = kNobody;       // in interval `read`, or kSeveral
   int reading_warp = kNobody;  // of those, or kSeveral
   int copier = kNobody;       // whose copy is in flight to it
+  std::uint32_t warps = 0;    // that read it in interval `read`, a bit each
 };
 
 struct Region {
   char* begin = nullptr;
   std::vector<Byte> bytes;
   const char* name;
+  std::vector<std::uint32_t> read_steps;  // (bytes, kWarps): of the last read of each warp, where `warps` says so
 
   Byte* find(const char* address) {
     const auto offset = static_cast<std::uintptr_t>(address - begin);
@@ -36,16 +42,43 @@ struct Region {
   }
 };
 
-Region regions[2] = {{nullptr, {}, "dynamic"}, {nullptr, {}, "static"}};
+Region regions[2] = {{nullptr, {}, "dynamic", {}}, {nullptr, {}, "static", {}}};
 std::uint64_t interval, block_begin;  // counted on from block to block, so that no byte need be reset
 std::uint64_t steps[kMaxThreads / kWarpLanes];  // of each warp, the intervals between its barriers; counted on too
 
-// Whether a barrier of the thread's warp lies between what `warp` did in `step`, and now.
-bool after_warp_barrier(int thread, int warp, std::uint64_t step) {
-  return thread / kWarpLanes == warp && step < steps[warp];
+// What each thread knows of warps and mbarriers. Most kernels have neither mbarriers nor partial barriers, and are
+// spared the bookkeeping: then it is empty.
+std::vector<Clock> known;
+
+void join(Clock& clock, const Clock& other) {
+  if (clock.size() < other.size()) clock.resize(other.size());
+  for (std::size_t i = 0; i < other.size(); ++i) clock[i] = clock[i] > other[i] ? clock[i] : other[i];
+}
+Clock& known_to(int thread) {
+  if (known.empty()) known.assign(kMaxThreads, Clock(kWarps));
+  return known[static_cast<std::size_t>(thread)];
+}
+void share(const std::vector<int>& threads) {
+  Clock all;
+  for (const int thread : threads) join(all, known_to(thread));
+  for (const int thread : threads) known_to(thread) = all;
+}
+std::vector<int> threads_between(int begin, int end) {
+  std::vector<int> threads;
+  for (int thread = begin; thread < end; ++thread) threads.push_back(thread);
+  return threads;
+}
+
+bool knows(int thread, std::size_t what, std::uint64_t least) {
+  return !known.empty() && known_to(thread).size() > what && known_to(thread)[what] >= least;
+}
+// Whether a barrier lies between what `warp` did in `step`, and what the thread does now.
+bool after_step(int thread, int warp, std::uint64_t step) {
+  if (thread / kWarpLanes == warp) return step < steps[warp];
+  return knows(thread, static_cast<std::size_t>(warp), step + 1);
 }
 bool after_write(int thread, const Byte& byte) {
-  return byte.writer != kNobody && after_warp_barrier(thread, byte.writer / kWarpLanes, byte.write_step);
+  return byte.writer >= 0 && after_step(thread, byte.writer / kWarpLanes, byte.write_step);
 }
 
 [[noreturn]] void report(const Region& region, const char* address, const char* format, int other) {
@@ -72,12 +105,32 @@ void check_no_copy(const Region& region, const char* address, const Byte& byte) 
   }
 }
 
+void check_landed(const Region& region, const char* address, const Byte& byte, int thread) {
+  const int mbarrier = kBulkCopy - byte.writer;
+  if (mbarrier < 0 || byte.written < block_begin) return;
+  if (!knows(thread, static_cast<std::size_t>(kWarps + mbarrier), byte.write_step)) {
+    report(region, address, "an access to bytes that a copy on mbarrier %d, not waited for, fills", mbarrier);
+  }
+}
+
+// The reads of one warp at a time: how far others have come says nothing of it.
+void check_reads_of_warps(const Region& region, const char* address, const Byte& byte, int thread) {
+  const std::uint32_t* read_steps = &region.read_steps[static_cast<std::size_t>(address - region.begin) * kWarps];
+  for (int warp = 0; warp < kWarps; ++warp) {
+    if ((byte.warps >> warp & 1u) == 0 || after_step(thread, warp, read_steps[warp])) continue;
+    report(region, address, "a write to bytes that warp %d read since the last barrier", warp);
+  }
+}
+
 void check_write(const Region& region, const char* address, const Byte& byte, int thread) {
   check_no_copy(region, address, byte);
-  if (byte.written == interval && byte.writer != thread && !after_write(thread, byte)) {
+  check_landed(region, address, byte, thread);
+  if (byte.written == interval && byte.writer >= 0 && byte.writer != thread && !after_write(thread, byte)) {
     report(region, address, "a write to bytes that thread %d wrote since the last barrier", byte.writer);
   }
-  if (after_warp_barrier(thread, byte.reading_warp, byte.read_step)) return;
+  if (byte.read == interval && byte.reader == thread) return;
+  if (!known.empty() && byte.read == interval) return check_reads_of_warps(region, address, byte, thread);
+  if (byte.reading_warp >= 0 && after_step(thread, byte.reading_warp, byte.read_step)) return;
   if (byte.read == interval && byte.reader == kSeveral) {
     report(region, address, "a write to bytes that other threads read since the last barrier%.0d", 0);
   }
@@ -86,27 +139,73 @@ void check_write(const Region& region, const char* address, const Byte& byte, in
   }
 }
 
+void check_written(const Region& region, const char* address, const Byte& byte, int thread) {
+  if (byte.written == interval && byte.writer >= 0 && byte.writer != thread && !after_write(thread, byte)) {
+    report(region, address, "a read of bytes that thread %d wrote since the last barrier", byte.writer);
+  }
+}
+
 }  // namespace
 
 void watch_shared(char* dynamic, std::size_t dynamic_nbytes, char* statics, std::size_t static_nbytes) {
   regions[0].begin = dynamic;
   regions[0].bytes.assign(dynamic_nbytes, {});
+  regions[0].read_steps.clear();
   regions[1].begin = statics;
   regions[1].bytes.assign(static_nbytes, {});
+  regions[1].read_steps.clear();
 }
 
-void begin_block() { block_begin = ++interval; }
-void pass_barrier() { ++interval; }
-void pass_warp_barrier(int warp) { ++steps[warp]; }
+void begin_block() {
+  block_begin = ++interval;
+  known.clear();
+}
+void pass_barrier() {
+  ++interval;
+  if (!known.empty()) share(threads_between(0, kMaxThreads));
+}
+void pass_warp_barrier(int warp) {
+  ++steps[warp];
+  if (!known.empty()) share(threads_between(warp * kWarpLanes, (warp + 1) * kWarpLanes));
+}
+
+void note_release(int thread, Clock& clock) {
+  join(clock, known_to(thread));
+  const int warp = thread / kWarpLanes;
+  clock[static_cast<std::size_t>(warp)] = steps[warp];
+}
+void note_merge(Clock& clock, const Clock& other) { join(clock, other); }
+void note_acquire(int thread, const Clock& clock) { join(known_to(thread), clock); }
+void note_phase_seen(int thread, int mbarrier, std::uint64_t phases) {
+  Clock& clock = known_to(thread);
+  const auto place = static_cast<std::size_t>(kWarps + mbarrier);
+  if (clock.size() <= place) clock.resize(place + 1);
+  clock[place] = phases;
+}
+void pass_partial_barrier(const std::vector<int>& threads) {
+  for (const int thread : threads) {
+    if (thread % kWarpLanes == 0) ++steps[thread / kWarpLanes];  // whole warps come
+  }
+  for (const int thread : threads) {
+    known_to(thread)[static_cast<std::size_t>(thread / kWarpLanes)] = steps[thread / kWarpLanes];
+  }
+  share(threads);
+}
 
 void note_read(int thread, const void* address, std::size_t nbytes) {
-  each_byte(address, nbytes, [&](const Region& region, const char* at, Byte& byte) {
+  each_byte(address, nbytes, [&](Region& region, const char* at, Byte& byte) {
     check_no_copy(region, at, byte);
+    check_landed(region, at, byte, thread);
     if (byte.written < block_begin) report(region, at, "a read of bytes that the block has not written%.0d", 0);
-    if (byte.written == interval && byte.writer != thread && !after_write(thread, byte)) {
-      report(region, at, "a read of bytes that thread %d wrote since the last barrier", byte.writer);
-    }
+    check_written(region, at, byte, thread);
     const int warp = thread / kWarpLanes;
+    if (!known.empty()) {
+      if (region.read_steps.empty()) region.read_steps.resize(region.bytes.size() * kWarps);
+      if (byte.read != interval) byte.warps = 0;
+      byte.warps |= 1u << warp;
+      region.read_steps[static_cast<std::size_t>(at - region.begin) * kWarps + static_cast<std::size_t>(warp)] =
+          static_cast<std::uint32_t>(steps[warp]);
+    }
     byte.reader = byte.read == interval && byte.reader != thread ? kSeveral : thread;
     byte.reading_warp = byte.read == interval && byte.reading_warp != warp ? kSeveral : warp;
     byte.read = interval;
@@ -136,6 +235,21 @@ void note_copy_landed(int thread, const void* address, std::size_t nbytes) {
     byte.written = interval;
     byte.writer = thread;
     byte.write_step = steps[thread / kWarpLanes];
+  });
+}
+
+void note_bulk_copy_landed(const void* address, std::size_t nbytes, int mbarrier, std::uint64_t phases) {
+  each_byte(address, nbytes, [&](const Region&, const char*, Byte& byte) {
+    byte.copier = kNobody;
+    byte.written = interval;
+    byte.writer = kBulkCopy - mbarrier;
+    byte.write_step = phases;
+  });
+}
+
+void note_mbarrier_used(int thread, const void* address) {
+  each_byte(address, 1, [&](const Region& region, const char* at, const Byte& byte) {
+    check_written(region, at, byte, thread);
   });
 }
 

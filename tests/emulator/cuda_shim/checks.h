@@ -2,11 +2,17 @@
 // barrier.
 //
 // Two threads' accesses to a byte, one of them a write, race unless a __syncthreads() lies between them, or, of one
-// warp, a __syncwarp(): other warp instructions order no memory. A copy by cp.async writes its bytes all the time from its issue to the wait of
-// the thread that issued it. A byte that the block has not written must not be read.
+// warp, a __syncwarp(): other warp instructions order no memory. A copy by cp.async writes its bytes all the time from its
+// issue to the wait of the thread that issued it; a bulk copy from its issue until its mbarrier's phase has ended, and
+// for a thread that has not waited for that, for ever. A byte that the block has not written must not be read.
+//
+// A thread that arrives at an mbarrier passes on what its warp did before its last __syncwarp(), and what it knows of other
+// warps; one that waits for the phase gets to know it. A partial barrier does both for its threads.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <vector>
 
 namespace emulator {
 
@@ -16,10 +22,20 @@ void begin_block();
 void pass_barrier();
 void pass_warp_barrier(int warp);
 
+// What is known of each warp, as the number of its steps that are over, and of each mbarrier, as phases that have ended.
+using Clock = std::vector<std::uint64_t>;
+void note_release(int thread, Clock& clock);        // adds what the thread passes on
+void note_acquire(int thread, const Clock& clock);  // adds to what it knows
+void note_merge(Clock& clock, const Clock& other);
+void note_phase_seen(int thread, int mbarrier, std::uint64_t phases);
+void pass_partial_barrier(const std::vector<int>& threads);
+
 void note_read(int thread, const void* address, std::size_t nbytes);
 void note_write(int thread, const void* address, std::size_t nbytes);
 void note_copy_issued(int thread, const void* address, std::size_t nbytes);
 void note_copy_landed(int thread, const void* address, std::size_t nbytes);
+void note_bulk_copy_landed(const void* address, std::size_t nbytes, int mbarrier, std::uint64_t phases);
+void note_mbarrier_used(int thread, const void* address);  // it must have been initialised before
 
 // Index in the block of the thread that runs, and of a lane of its warp.
 int running_thread();

@@ -50,7 +50,7 @@ struct Random {
 Random order;
 Thread threads[kMaxThreads];
 Warp warps[kMaxThreads / kWarpLanes];
-int thread_count, at_barrier, ended;
+int thread_count, at_barrier, at_partial_barrier, ended;
 void* scheduler_stack_pointer;
 char* stacks;  // one every kStackPeriod bytes, an inaccessible page below each
 
@@ -84,13 +84,8 @@ emulator_switch:
 #error "the switch between fibres is written for x86-64"
 #endif
 
-void leave(State state) {
-  running->state = state;
-  emulator_switch(&running->stack_pointer, scheduler_stack_pointer);
-}
-
 [[noreturn]] void abandon() {
-  leave(State::kEnded);
+  suspend(State::kEnded);
   __builtin_unreachable();
 }
 
@@ -163,15 +158,33 @@ void record_deadlock() {
     }
   }
   for (int i = 0; i < thread_count; ++i) {
+    if (threads[i].state == State::kAtMbarrier) {
+      return record(thread_at(i), "waits for an mbarrier whose phase never ends");
+    }
+    if (threads[i].state == State::kAtPartialBarrier) {
+      return record(thread_at(i), "waits at a partial barrier that some of its threads do not reach");
+    }
     if (threads[i].state != State::kAtBarrier) continue;
     return record(thread_at(i), "waits at __syncthreads(), which %d of %d threads have left the kernel without",
                   ended, thread_count);
   }
 }
 
+// Lets one thread go on that waits for copies, which it lands then; whether there was one.
+bool let_copies_land() {
+  std::vector<int> waiting;
+  for (int i = 0; i < thread_count; ++i) {
+    if (threads[i].state == State::kAtMbarrier && has_copies(threads[i].mbarrier)) waiting.push_back(i);
+  }
+  if (waiting.empty()) return false;
+  threads[launch->in_order ? waiting[0] : waiting[order.next() % waiting.size()]].state = State::kReady;
+  return true;
+}
+
 void run_block() {
-  at_barrier = ended = 0;
+  at_barrier = at_partial_barrier = ended = 0;
   begin_block();
+  forget_mbarriers();
   for (Warp& warp : warps) warp.arrived = 0;
   for (int i = 0; i < thread_count; ++i) prepare(i);
   std::vector<int> warp_order((thread_count + kWarpLanes - 1) / kWarpLanes);
@@ -187,10 +200,11 @@ void run_block() {
       at_barrier = 0;
       pass_barrier();
       for (int i = 0; i < thread_count; ++i) threads[i].state = State::kReady;
-    } else if (!ran) {
+    } else if (!ran && !let_copies_land()) {
       return record_deadlock();
     }
   }
+  if (const char* left_over = mbarrier_left_over()) record({0, 0, 0}, "%s", left_over);
   if (wrote_beside_shared()) {
     record({0, 0, 0}, "the block wrote beside its %u bytes of dynamic shared memory", launch->shared_nbytes);
   }
@@ -215,9 +229,32 @@ void fail(const char* format, ...) {
 int running_thread() { return static_cast<int>(running - threads); }
 int running_thread_of_lane(int lane) { return running_thread() / kWarpLanes * kWarpLanes + lane; }
 
+void suspend(State state) {
+  running->state = state;
+  emulator_switch(&running->stack_pointer, scheduler_stack_pointer);
+}
+
 void block_barrier() {
   ++at_barrier;
-  leave(State::kAtBarrier);
+  suspend(State::kAtBarrier);
+}
+
+void partial_barrier(int count) {
+  if (++at_partial_barrier < count) return suspend(State::kAtPartialBarrier);
+  at_partial_barrier = 0;
+  running->state = State::kAtPartialBarrier;
+  std::vector<int> passing;
+  for (int i = 0; i < thread_count; ++i) {
+    if (threads[i].state == State::kAtPartialBarrier) passing.push_back(i);
+  }
+  pass_partial_barrier(passing);
+  for (const int i : passing) threads[i].state = State::kReady;
+}
+
+void wake_from_mbarrier(int mbarrier) {
+  for (int i = 0; i < thread_count; ++i) {
+    if (threads[i].state == State::kAtMbarrier && threads[i].mbarrier == mbarrier) threads[i].state = State::kReady;
+  }
 }
 
 void warp_collective(WarpFunction function, void* operands) {
@@ -226,7 +263,7 @@ void warp_collective(WarpFunction function, void* operands) {
   if (warp.arrived != 0 && warp.function != function) fail("lanes of a warp meet in different instructions");
   warp.function = function;
   warp.operands[index % kWarpLanes] = operands;
-  if (++warp.arrived < kWarpLanes) return leave(State::kAtCollective);
+  if (++warp.arrived < kWarpLanes) return suspend(State::kAtCollective);
   warp.arrived = 0;
   function(warp.operands);
   for (int lane = 0; lane < kWarpLanes; ++lane) threads[running_thread_of_lane(lane)].state = State::kReady;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -63,6 +64,18 @@ void copy_async(unsigned destination, const void* source, int nbytes, bool valid
 void commit_copies();
 void wait_for_copies(int pending);
 
+// Barriers in shared memory that count arrivals and copied bytes, see mbarrier.cuh, and the copies that end on them.
+void init_mbarrier(unsigned address, unsigned arrivals);
+void fence_mbarriers();
+void arrive_at_mbarrier(unsigned address, unsigned expected_nbytes);
+void wait_at_mbarrier(unsigned address, unsigned parity);
+void copy_bulk(unsigned destination, const void* source, unsigned nbytes, unsigned mbarrier);
+// `map` is what the emulated cuTensorMapEncodeTiled makes of a tensor of three axes.
+void copy_box(unsigned destination, const unsigned long long (&map)[16], int x, int y, int z, unsigned mbarrier);
+
+// A barrier of `threads` of the block's threads.
+void partial_barrier(int threads);
+
 // Fails unless `address` is a multiple of `nbytes`.
 void check_aligned(const void* address, int nbytes);
 
@@ -82,9 +95,16 @@ struct Trampoline<kKernel> {
   static constexpr int kCount = sizeof...(Parameters);
   static constexpr std::size_t kNbytes[] = {sizeof(Parameters)...};
 
+  // A launch aligns its parameters to 8 bytes only.
+  template <typename T>
+  static T read(const void* parameter) {
+    T value;
+    std::memcpy(&value, parameter, sizeof value);
+    return value;
+  }
   template <std::size_t... kIndex>
   static void call_with(void* const* parameters, std::index_sequence<kIndex...>) {
-    kKernel(*static_cast<std::remove_cv_t<Parameters>*>(parameters[kIndex])...);
+    kKernel(read<std::remove_cv_t<Parameters>>(parameters[kIndex])...);
   }
   static void call(void* const* parameters) {
     call_with(parameters, std::index_sequence_for<Parameters...>{});

@@ -37,13 +37,14 @@ struct Copy {
   bool valid;
 };
 
-enum class State { kReady, kAtBarrier, kAtCollective, kEnded };
+enum class State { kReady, kAtBarrier, kAtPartialBarrier, kAtMbarrier, kAtCollective, kEnded };
 
 struct Thread {
   void* stack_pointer;
   State state;
   std::vector<Copy> copies;       // in flight, oldest first; a group's end is an index into them
   std::vector<std::size_t> ends;  // of the committed groups
+  int mbarrier;                   // the index of the one that it waits at
 };
 
 extern const Launch* launch;
@@ -57,6 +58,16 @@ char* map_guarded(std::size_t nbytes, std::size_t period);
 // from its first byte).
 bool in_stacks(const char* address);
 bool in_shared_arena(const char* address, long* offset);
+
+// Stops the running thread until the scheduler finds it ready again, or wakes what waits at an mbarrier.
+void suspend(State state);
+void wake_from_mbarrier(int mbarrier);
+
+// The block's mbarriers. Copies land as late as they may: when no thread can go on, one of those that wait, at an mbarrier
+// for which `has_copies`, is let go on, and lands them. `mbarrier_left_over` says what is wrong when the block has ended.
+void forget_mbarriers();
+bool has_copies(int mbarrier);
+const char* mbarrier_left_over();
 
 // The block's shared memory. `place_shared` is once a launch; it is false when there is no memory.
 bool place_shared();

@@ -2,9 +2,12 @@
 //
 // Every kernel runs with one block of 64 threads and kSharedWords words of dynamic shared memory. Without the
 // defect it copies in[0 .. 63] to out[0 .. 63] in reverse order.
+#include "baracuda/bulk_copy.cuh"
 #include "baracuda/cp_async.cuh"
 #include "baracuda/global_memory.cuh"
+#include "baracuda/mbarrier.cuh"
 #include "baracuda/mma.cuh"
+#include "baracuda/partial_barrier.cuh"
 #include "baracuda/shared_memory.cuh"
 
 using namespace baracuda;
@@ -246,6 +249,139 @@ void different_warp_instructions(const unsigned* in, unsigned* out) {
   out[threadIdx.x] = word;
 }
 
+// The words, and two mbarriers behind them, of one and of `arrivals` arrivals.
+struct Bulk {
+  unsigned* s_words = dynamic_shared<unsigned>();
+  unsigned address = shared_address(s_words);
+  unsigned full = address + kThreads * 4;
+  unsigned empty = full + 8;
+
+  explicit Bulk(unsigned arrivals = 1, bool fence = true, bool show = true) {
+    if (threadIdx.x == 0) {
+      mbarrier_init(full, 1);
+      mbarrier_init(empty, arrivals);
+      if (fence) mbarrier_fence_init();
+    }
+    if (show) __syncthreads();
+  }
+  void copy(const unsigned* in, unsigned nbytes = kThreads * 4, unsigned announced = kThreads * 4) const {
+    mbarrier_arrive_expecting(full, announced);
+    bulk_copy(address, in, nbytes, full);
+  }
+  unsigned mirrored() const { return s_words[kThreads - 1 - threadIdx.x]; }
+};
+
+template <bool kDefect>
+void bulk_copy_that_one_warp_does_not_wait_for(const unsigned* in, unsigned* out) {
+  const Bulk bulk;
+  if (threadIdx.x == 0) bulk.copy(in);
+  if (!kDefect || threadIdx.x >= 32) mbarrier_wait(bulk.full, 0);
+  out[threadIdx.x] = bulk.mirrored();
+}
+
+template <bool kDefect>
+void mbarrier_without_fence(const unsigned* in, unsigned* out) {
+  const Bulk bulk(1, !kDefect);
+  if (threadIdx.x == 0) bulk.copy(in);
+  mbarrier_wait(bulk.full, 0);
+  out[threadIdx.x] = bulk.mirrored();
+}
+
+template <bool kDefect>
+void mbarrier_that_others_are_not_shown(const unsigned* in, unsigned* out) {
+  const Bulk bulk(1, true, !kDefect);
+  if (threadIdx.x == 0) bulk.copy(in);
+  mbarrier_wait(bulk.full, 0);
+  out[threadIdx.x] = bulk.mirrored();
+}
+
+// All read the words, one lane of each warp says so, and the words are copied again, over themselves.
+template <bool kWait, bool kWarpBarrier>
+void copy_twice(const unsigned* in, unsigned* out) {
+  const Bulk bulk(2);
+  if (threadIdx.x == 0) bulk.copy(in);
+  mbarrier_wait(bulk.full, 0);
+  const unsigned first = bulk.mirrored();
+  if (kWarpBarrier) __syncwarp();
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(bulk.empty);
+  if (threadIdx.x == 0) {
+    if (kWait) mbarrier_wait(bulk.empty, 0);
+    bulk.copy(in);
+  }
+  mbarrier_wait(bulk.full, 1);
+  out[threadIdx.x] = bulk.mirrored() + (first - in[kThreads - 1 - threadIdx.x]);
+}
+template <bool kDefect>
+void bulk_copy_over_words_that_are_read(const unsigned* in, unsigned* out) {
+  copy_twice<!kDefect, true>(in, out);
+}
+template <bool kDefect>
+void arrival_ahead_of_other_lanes(const unsigned* in, unsigned* out) {
+  copy_twice<true, !kDefect>(in, out);
+}
+
+template <bool kDefect>
+void more_arrivals_than_a_phase_has(const unsigned* in, unsigned* out) {
+  const Bulk bulk;
+  if (threadIdx.x == 0) {
+    bulk.copy(in);
+    if (kDefect) bulk.copy(in);
+  }
+  mbarrier_wait(bulk.full, 0);
+  out[threadIdx.x] = bulk.mirrored();
+}
+
+template <bool kDefect>
+void fewer_bytes_announced_than_come(const unsigned* in, unsigned* out) {
+  const Bulk bulk;
+  if (threadIdx.x == 0) bulk.copy(in, kThreads * 4, kDefect ? kThreads * 2 : kThreads * 4);
+  mbarrier_wait(bulk.full, 0);
+  out[threadIdx.x] = bulk.mirrored();
+}
+
+template <bool kDefect>
+void more_bytes_announced_than_come(const unsigned* in, unsigned* out) {
+  const Bulk bulk;
+  if (threadIdx.x == 0) bulk.copy(in, kThreads * 4, kDefect ? kThreads * 8 : kThreads * 4);
+  mbarrier_wait(bulk.full, 0);
+  out[threadIdx.x] = bulk.mirrored();
+}
+
+template <bool kDefect>
+void ends_with_bulk_copies_in_flight(const unsigned* in, unsigned* out) {
+  const Bulk bulk;
+  if (threadIdx.x == 0) bulk.copy(in);
+  out[threadIdx.x] = in[kThreads - 1 - threadIdx.x];
+  if (!kDefect) mbarrier_wait(bulk.full, 0);
+}
+
+template <bool kDefect>
+void bulk_copy_of_no_multiple_of_16_bytes(const unsigned* in, unsigned* out) {
+  const Bulk bulk;
+  constexpr unsigned kBytes = kThreads * 4 - (kDefect ? 4 : 0);
+  if (threadIdx.x == 0) bulk.copy(in, kBytes, kBytes);
+  mbarrier_wait(bulk.full, 0);
+  out[threadIdx.x] = bulk.mirrored();
+}
+
+// The second warp writes what it has read back when the first has.
+template <bool kDefect>
+void no_partial_barrier_before_reuse(const unsigned* in, unsigned* out) {
+  unsigned* s_words = dynamic_shared<unsigned>();
+  s_words[threadIdx.x] = in[threadIdx.x];
+  partial_barrier<kThreads>();
+  const unsigned word = s_words[kThreads - 1 - threadIdx.x];
+  if (!kDefect) partial_barrier<kThreads>();
+  s_words[threadIdx.x] = word;
+  out[threadIdx.x] = s_words[threadIdx.x];
+}
+
+template <bool kDefect>
+void partial_barrier_that_a_warp_does_not_reach(const unsigned* in, unsigned* out) {
+  out[threadIdx.x] = in[kThreads - 1 - threadIdx.x];
+  if (!kDefect || threadIdx.x < 32) partial_barrier<kThreads>();
+}
+
 #define DEFECT(name)                                                                                        \
   extern "C" __global__ void name##_sound(const unsigned* in, unsigned* out) { name<false>(in, out); }      \
   extern "C" __global__ void name##_defect(const unsigned* in, unsigned* out) { name<true>(in, out); }
@@ -276,6 +412,18 @@ DEFECT(int_overflow)
 DEFECT(barrier_in_a_branch)
 DEFECT(shuffle_in_a_branch)
 DEFECT(different_warp_instructions)
+DEFECT(bulk_copy_that_one_warp_does_not_wait_for)
+DEFECT(mbarrier_without_fence)
+DEFECT(mbarrier_that_others_are_not_shown)
+DEFECT(bulk_copy_over_words_that_are_read)
+DEFECT(arrival_ahead_of_other_lanes)
+DEFECT(more_arrivals_than_a_phase_has)
+DEFECT(fewer_bytes_announced_than_come)
+DEFECT(more_bytes_announced_than_come)
+DEFECT(ends_with_bulk_copies_in_flight)
+DEFECT(bulk_copy_of_no_multiple_of_16_bytes)
+DEFECT(no_partial_barrier_before_reuse)
+DEFECT(partial_barrier_that_a_warp_does_not_reach)
 
 // Blocks that count on running in order: whatever order a GPU takes, the sum is another one.
 extern "C" __global__ void last_block_wins(const unsigned* in, unsigned* out) { out[threadIdx.x] = in[blockIdx.x]; }

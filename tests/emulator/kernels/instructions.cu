@@ -3,7 +3,9 @@
 #include "baracuda/mma.cuh"
 #include "baracuda/pair_arithmetic.cuh"
 #include "baracuda/shared_memory.cuh"
+#include "baracuda/bulk_copy.cuh"
 #include "baracuda/cp_async.cuh"
+#include "baracuda/mbarrier.cuh"
 
 using namespace baracuda;
 
@@ -55,3 +57,22 @@ void multiply(const unsigned short* in, float* out) {
 }
 extern "C" __global__ void mma_f16(const unsigned short* in, float* out) { multiply<__half>(in, out); }
 extern "C" __global__ void mma_bf16(const unsigned short* in, float* out) { multiply<__nv_bfloat16>(in, out); }
+
+// One warp. in: 16 words of a map, then x, y and z; out: the box (4, 8, 64) of 2-byte elements, as it lies in shared memory.
+extern "C" __global__ void box(const unsigned long long* in, unsigned* out) {
+  constexpr int kWords = 4 * 8 * 64 / 2;
+  const unsigned char* s_box = dynamic_shared_for_boxes();
+  const unsigned address = shared_address(s_box), barrier = address + kWords * 4;
+  if (threadIdx.x == 0) {
+    TensorMap map;
+    for (int i = 0; i < 16; ++i) map.opaque[i] = in[i];
+    mbarrier_init(barrier, 1);
+    mbarrier_fence_init();
+    mbarrier_arrive_expecting(barrier, kWords * 4);
+    box_copy(address, &map, static_cast<int>(in[16]), static_cast<int>(in[17]), static_cast<int>(in[18]), barrier);
+  }
+  __syncthreads();
+  mbarrier_wait(barrier, 0);
+  const auto* s_words = reinterpret_cast<const unsigned*>(s_box);
+  for (int i = static_cast<int>(threadIdx.x); i < kWords; i += 32) out[i] = s_words[i];
+}

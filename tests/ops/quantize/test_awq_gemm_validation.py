@@ -82,7 +82,7 @@ def op_error(d) -> type[Exception] | None:
 def kernel_refusals(sku, d, device) -> set[str]:
     """Names of the rules for which the kernel `sku` must refuse a descriptor that the op allows; empty: it serves."""
     broken = set()
-    if (sku.arch is ArchSku.HOST) != (device == "host"):
+    if (sku.arch is ArchSku.HOST) != (device == "host") or (sku.arch is ArchSku.SM90A and device != "sm_90a"):
         broken.add("arch")
     if sku.element is not d.element:
         broken.add(f"element in {{{sku.element.name}}}")
@@ -91,6 +91,8 @@ def kernel_refusals(sku, d, device) -> set[str]:
     for layout in bp.AwqWeightLayout:
         if sku.variant.endswith(layout.value) and d.weight_layout is not layout:
             broken.add(f"weight_layout in {{{layout.name}}}")
+    if sku.variant.startswith("bulk") and d.ic % 64:
+        broken.add("ic % 64")
     if sku.variant.startswith("small_m") and d.m > 8:
         broken.add("m <= 8")
     if sku.variant.startswith("splitk"):
@@ -162,7 +164,7 @@ def test_select_raises_exactly_for_the_ops_own_rules_and_explain_names_every_ref
         serving, refused_names = set(), {}
         for candidate in explanation.candidates:
             sku = candidate.sku
-            if sku.variant.startswith(("numpy", "small_m", "splitk", "tile", "direct", "stream")):
+            if sku.variant.startswith(("numpy", "small_m", "splitk", "tile", "direct", "stream", "bulk")):
                 broken = kernel_refusals(sku, d, device)
                 if max(d.m, d.ic, d.oc) >= HUGE and candidate.refusal is not None and "<=" in candidate.refusal.rule:
                     broken.add(candidate.refusal.rule)

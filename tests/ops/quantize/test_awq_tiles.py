@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -189,6 +191,44 @@ def test_one_launch_without_a_workspace_whose_warps_do_not_depend_on_m(m, device
         assert plan.precision_guarantee.batch_invariant
         warps.add(launch.block)
     assert len(warps) == 1
+
+
+SHAPES = [(4096, 4096), (14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192), (8192, 28672), (896, 896), (64, 64)]
+
+
+def _bulk(m: int, ic: int, oc: int, group_size: int = 128):
+    """The one launch of the kernel of bulk copies, on an H100."""
+    desc = bp.Int4AwqGemmDescriptor(m, ic, oc, group_size, split_k_iters=None, weight_layout=TILED)
+    (bulk,) = (one.sku for one in bp.explain(desc, "sm_90a").candidates
+               if one.refusal is None and one.sku.variant == "bulk_tiled")  # fmt: skip
+    plan = bp.default_registry().plan(bulk, desc, "sm_90a")
+    (launch,) = plan.launches
+    assert plan.workspace_size == 0
+    assert plan.precision_guarantee.batch_invariant
+    return launch
+
+
+@pytest.mark.parametrize("group_size", [32, 64, -1])
+@pytest.mark.parametrize(("oc", "ic"), SHAPES)
+def test_the_tiles_and_warps_of_bulk_copies_do_not_depend_on_m(oc, ic, group_size):
+    launches = [_bulk(m, ic, oc, group_size) for m in (1, 7, 8, 9, 16, 17, 300)]
+    assert len({(one.grid[0], one.block, one.entry.split("_t")[1].partition("_")[2]) for one in launches}) == 1
+    assert [one.grid[1] for one in launches] == [1, 1, 1, 1, 1, 2, 19]
+    for launch in launches:
+        *_, tokens, stages, slots, tiles, early = launch.parameters
+        assert launch.grid[0] <= 132, "one wave"
+        assert launch.grid[0] * tiles * int(re.search(r"_c(\d+)_", launch.entry)[1]) - oc >= 0
+        assert launch.shared_bytes <= 227 * 1024
+        assert 1 <= early <= stages
+        assert slots >= 1
+        assert tokens <= int(re.search(r"_t(\d+)_", launch.entry)[1])
+
+
+def test_bulk_copies_want_whole_boxes_of_input_channels():
+    desc = bp.Int4AwqGemmDescriptor(1, 1056, 64, 32, split_k_iters=None, weight_layout=TILED)
+    refused = [one.refusal for one in bp.explain(desc, "sm_90a").candidates if one.sku.variant == "bulk_tiled"]
+    assert all(refusal is not None for refusal in refused)
+    assert "64" in str(next(refusal for refusal in refused if refusal.rule == "ic % 64"))
 
 
 @pytest.mark.parametrize(("device", "resident"), [("sm_80", 2), ("sm_86", 1), ("sm_90", 3)])

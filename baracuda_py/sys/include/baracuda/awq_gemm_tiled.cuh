@@ -99,9 +99,9 @@ __device__ __forceinline__ void awq_gemm_tiled(const AwqGemmOperands<Element>& o
     const int freed = stage == 0 ? Shape::kStages - 1 : stage - 1;
     if (copied < blocks) stream.copy(s_ring_address + freed * Shape::kStageBytes, copied, lane);
     cp_async_commit();
-    multiply_block<Shape, Element>(s_ring + stage * Shape::kStageBytes,
-                                   s_ring_address + stage * Shape::kStageBytes + Shape::kWeightBytes, lane,
-                                   operands.scales_bf16, sums);
+    multiply_block<Shape, Element>(
+        SharedBlocks<Shape>{s_ring + stage * Shape::kStageBytes, lane},
+        TokenRows{s_ring_address + stage * Shape::kStageBytes + Shape::kWeightBytes}, lane, operands.scales_bf16, sums);
     stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
   }
 

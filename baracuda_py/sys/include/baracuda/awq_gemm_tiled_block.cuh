@@ -13,21 +13,90 @@ constexpr int kTokenBytes = kBlockDepth * 2;                 // x of a token in 
 constexpr int kTokenChunks = kTokenBytes / kLaneBytes;
 constexpr int kChunkChannels = kBlockDepth / kTokenChunks;   // input channels of a chunk
 
+constexpr int kSliceChannels = 32;  // input channels of two k16 steps: what ldmatrix_x4 gives of eight tokens
+constexpr int kSlices = kBlockDepth / kSliceChannels;
+constexpr int kSliceChunks = kSliceChannels / kChunkChannels;
+
 // Where a stage keeps 16 bytes of a token's x: rows of 256 bytes, their chunks exchanged so that eight tokens' lie in
 // distinct banks.
 __device__ __forceinline__ unsigned token_offset(int token, int chunk) {
   return static_cast<unsigned>(token * kTokenBytes + (chunk ^ token % 8) * kLaneBytes);
 }
 
+// x in rows as `token_offset` says; `s_rows` is the address of the first.
+struct TokenRows {
+  unsigned s_rows;
+
+  // Chunk `quarter` of a slice of a block, of a token.
+  __device__ __forceinline__ unsigned operator()(int token, int slice, int quarter) const {
+    return s_rows + token_offset(token, kSliceChunks * slice + quarter);
+  }
+};
+
+// Neighbouring blocks of a tile in shared memory, read by a lane when they are needed.
+template <typename Shape>
+struct SharedBlocks {
+  const unsigned char* s_blocks;  // (kTilesM / 2, block_bytes)
+  int lane;
+
+  __device__ __forceinline__ const unsigned char* block(int tile) const {
+    return s_blocks + tile / 2 * block_bytes(Shape::kGroups);
+  }
+  // The m16 tile's nibbles of 64 input channels, the block's first or second half.
+  __device__ __forceinline__ uint4 words(int tile, int half) const {
+    return *reinterpret_cast<const uint4*>(block(tile) + ((tile % 2 * 2 + half) * kWarpLanes + lane) * kLaneBytes);
+  }
+  // The zero points, and the scales, of a group and the lane's two rows of an m16 tile.
+  __device__ __forceinline__ unsigned zeros(int group, int tile) const {
+    return block(tile)[zero_offset(Shape::kGroups, group) + lane / 4 * 2 + tile % 2];
+  }
+  __device__ __forceinline__ unsigned scales(int group, int tile) const {
+    return *reinterpret_cast<const unsigned*>(block(tile) + scale_offset(group) + (lane / 4 * 2 + tile % 2) * 4);
+  }
+};
+
+// What a lane needs of them, in registers: then they may be overwritten.
+template <typename Shape>
+struct HeldBlocks {
+  uint4 r_words[Shape::kTilesM][2];
+  uint2 r_scales[Shape::kGroups][Shape::kTilesM / 2];
+  unsigned r_zeros[Shape::kGroups][Shape::kTilesM / 2];
+
+  __device__ __forceinline__ explicit HeldBlocks(const SharedBlocks<Shape>& shared) {
+    const int row = shared.lane / 4;
+#pragma unroll
+    for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) r_words[tile][half] = shared.words(tile, half);
+    }
+#pragma unroll
+    for (int group = 0; group < Shape::kGroups; ++group) {
+#pragma unroll
+      for (int pair = 0; pair < Shape::kTilesM / 2; ++pair) {
+        const unsigned char* s_block = shared.block(2 * pair);
+        r_scales[group][pair] = *reinterpret_cast<const uint2*>(s_block + scale_offset(group) + row * 8);
+        r_zeros[group][pair] =
+            *reinterpret_cast<const unsigned short*>(s_block + zero_offset(Shape::kGroups, group) + row * 2);
+      }
+    }
+  }
+
+  __device__ __forceinline__ uint4 words(int tile, int half) const { return r_words[tile][half]; }
+  __device__ __forceinline__ unsigned zeros(int group, int tile) const {
+    return r_zeros[group][tile / 2] >> 8 * (tile % 2);
+  }
+  __device__ __forceinline__ unsigned scales(int group, int tile) const {
+    return tile % 2 == 0 ? r_scales[group][tile / 2].x : r_scales[group][tile / 2].y;
+  }
+};
+
 // Adds the product of neighbouring blocks of a tile and tokens to `sums`, [m16 tile][n8 tile]. Shape has kTilesM, two a
-// block, kTilesN and kGroups. `s_blocks` is the first block, `s_tokens` the address of x, laid out by token_offset; x is
-// of 16-bit elements. q - z is exact; f32 sums are scaled once a group.
-template <typename Shape, typename Element>
-__device__ __forceinline__ void multiply_block(const unsigned char* s_blocks, unsigned s_tokens, int lane,
-                                               bool scales_bf16, float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
+// block, kTilesN and kGroups. `blocks` are SharedBlocks or HeldBlocks; `tokens` gives the address of x, of 16-bit elements.
+// q - z is exact; f32 sums are scaled once a group.
+template <typename Shape, typename Element, typename Blocks, typename Tokens>
+__device__ __forceinline__ void multiply_block(const Blocks& blocks, const Tokens& tokens, int lane, bool scales_bf16,
+                                               float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
   using Pair = Int4Pair<Element>;
-  constexpr int kSlices = kBlockDepth / kIcGrain;  // of 32 input channels, two k16 steps: what ldmatrix_x4 gives
-  const int row = lane / 4;
   unsigned upper[Shape::kTilesM], lower[Shape::kTilesM];  // zero terms of a tile's rows 0 to 7, and 8 to 15
   float partial[Shape::kTilesM][Shape::kTilesN][4];
   // Loads of all four slices at once would take the registers of a wide tile.
@@ -35,11 +104,7 @@ __device__ __forceinline__ void multiply_block(const unsigned char* s_blocks, un
   for (int half = 0; half < kSlices / 2; ++half) {
     uint4 words[Shape::kTilesM];
 #pragma unroll
-    for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-      const unsigned char* s_block = s_blocks + tile / 2 * block_bytes(Shape::kGroups);
-      words[tile] =
-          *reinterpret_cast<const uint4*>(s_block + ((tile % 2 * 2 + half) * kWarpLanes + lane) * kLaneBytes);
-    }
+    for (int tile = 0; tile < Shape::kTilesM; ++tile) words[tile] = blocks.words(tile, half);
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
       const int slice = 2 * half + second;
@@ -47,8 +112,7 @@ __device__ __forceinline__ void multiply_block(const unsigned char* s_blocks, un
       if (slice * Shape::kGroups % kSlices == 0) {
 #pragma unroll
         for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-          const unsigned char* s_block = s_blocks + tile / 2 * block_bytes(Shape::kGroups);
-          const unsigned zeros = s_block[zero_offset(Shape::kGroups, part) + 2 * row + tile % 2];
+          const unsigned zeros = blocks.zeros(part, tile);
           upper[tile] = Pair::template zero_term<0>(nibble(zeros, 0));
           lower[tile] = Pair::template zero_term<1>(nibble(zeros, 1));
 #pragma unroll
@@ -66,14 +130,14 @@ __device__ __forceinline__ void multiply_block(const unsigned char* s_blocks, un
         a[2] = Pair::template spread_pair<2>(word, upper[tile]);
         a[3] = Pair::template spread_pair<3>(word, lower[tile]);
       };
-      const auto load_tokens = [&](int n, unsigned(&tokens)[4]) {
-        ldmatrix_x4(tokens, s_tokens + token_offset(8 * n + lane % 8, 4 * slice + lane / 8));
+      const auto load_tokens = [&](int n, unsigned(&fragments)[4]) {
+        ldmatrix_x4(fragments, tokens(8 * n + lane % 8, slice, lane / 8));
       };
       // Whichever operand has fewer fragments is kept; sums are taken in the same order.
       if constexpr (Shape::kTilesN <= Shape::kTilesM) {
-        unsigned tokens[Shape::kTilesN][4];
+        unsigned b[Shape::kTilesN][4];
 #pragma unroll
-        for (int n = 0; n < Shape::kTilesN; ++n) load_tokens(n, tokens[n]);
+        for (int n = 0; n < Shape::kTilesN; ++n) load_tokens(n, b[n]);
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
 #pragma unroll
@@ -82,7 +146,7 @@ __device__ __forceinline__ void multiply_block(const unsigned char* s_blocks, un
             fragment(step, tile, a);
 #pragma unroll
             for (int n = 0; n < Shape::kTilesN; ++n) {
-              mma_m16n8k16<Element>(partial[tile][n], a, tokens[n][2 * step], tokens[n][2 * step + 1]);
+              mma_m16n8k16<Element>(partial[tile][n], a, b[n][2 * step], b[n][2 * step + 1]);
             }
           }
         }
@@ -95,13 +159,13 @@ __device__ __forceinline__ void multiply_block(const unsigned char* s_blocks, un
         }
 #pragma unroll
         for (int n = 0; n < Shape::kTilesN; ++n) {
-          unsigned tokens[4];
-          load_tokens(n, tokens);
+          unsigned b[4];
+          load_tokens(n, b);
 #pragma unroll
           for (int step = 0; step < 2; ++step) {
 #pragma unroll
             for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-              mma_m16n8k16<Element>(partial[tile][n], a[step][tile], tokens[2 * step], tokens[2 * step + 1]);
+              mma_m16n8k16<Element>(partial[tile][n], a[step][tile], b[2 * step], b[2 * step + 1]);
             }
           }
         }
@@ -109,9 +173,7 @@ __device__ __forceinline__ void multiply_block(const unsigned char* s_blocks, un
       if ((slice + 1) * Shape::kGroups % kSlices != 0) continue;
 #pragma unroll
       for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-        const unsigned char* s_block = s_blocks + tile / 2 * block_bytes(Shape::kGroups);
-        const float2 scale = scale_pair_to_f32(
-            *reinterpret_cast<const unsigned*>(s_block + scale_offset(part) + (2 * row + tile % 2) * 4), scales_bf16);
+        const float2 scale = scale_pair_to_f32(blocks.scales(part, tile), scales_bf16);
 #pragma unroll
         for (int n = 0; n < Shape::kTilesN; ++n) {
           sums[tile][n][0] = fmaf(partial[tile][n][0], scale.x, sums[tile][n][0]);

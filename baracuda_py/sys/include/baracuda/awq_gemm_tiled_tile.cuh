@@ -119,9 +119,10 @@ __device__ __forceinline__ void awq_gemm_tiled_tile(const AwqGemmOperands<Elemen
     __syncthreads();  // the stage is visible to all, and all have left the one that is overwritten next
     copy_stage(block + Tile::kStages - 1, stage == 0 ? Tile::kStages - 1 : stage - 1);
     const unsigned offset = static_cast<unsigned>(stage * Tile::kStageBytes);
-    multiply_block<Tile, Element>(s_ring + offset + warp_block * block_bytes(Tile::kGroups),
-                                  s_ring_address + offset + Tile::kWeightBytes + warp_token * kTokenBytes, lane,
-                                  operands.scales_bf16, sums);
+    multiply_block<Tile, Element>(
+        SharedBlocks<Tile>{s_ring + offset + warp_block * block_bytes(Tile::kGroups), lane},
+        TokenRows{s_ring_address + offset + Tile::kWeightBytes + warp_token * kTokenBytes}, lane, operands.scales_bf16,
+        sums);
     stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
   }
 

@@ -352,6 +352,25 @@ API cuFuncSetAttribute(Function *function, int attribute, int value) {
   function->allowed = value;
   return 0;
 }
+/* The map is its arguments: the address, then extents, strides and box, as many as there are. */
+API cuTensorMapEncodeTiled(uint64_t *map, int type, uint32_t rank, void *address, const uint64_t *extents,
+                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
+                           int swizzle, int promotion, int fill) {
+  ENTER(", \"type\": %d, \"rank\": %u, \"address\": %llu, \"swizzle\": %d", type, rank,
+        (unsigned long long)(uintptr_t)address, swizzle);
+  REQUIRE(rank >= 3 && rank <= 5 && (uintptr_t)address % 16 == 0, INVALID_VALUE);
+  REQUIRE(interleave == 0 && promotion >= 0 && promotion <= 3 && fill == 0 && (uintptr_t)map % 64 == 0, INVALID_VALUE);
+  memset(map, 0, 128);
+  *map++ = (uintptr_t)address;
+  for (uint32_t i = 0; i < rank; i++) {
+    REQUIRE(extents[i] > 0 && extents[i] <= 1ull << 32 && box[i] > 0 && box[i] <= 256 && steps[i] == 1, INVALID_VALUE);
+    REQUIRE(i + 1 == rank || (strides[i] % 16 == 0 && strides[i] < 1ull << 40), INVALID_VALUE);
+    map[i] = extents[i];
+    if (i + 1 < rank) map[rank + i] = strides[i];
+    map[2 * rank - 1 + i] = box[i];
+  }
+  return 0;
+}
 API cuLaunchKernel(Function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                    unsigned block_y, unsigned block_z, unsigned shared, Stream *stream, void **parameters, void **extra) {
   char bytes[3072] = "";
@@ -376,6 +395,7 @@ API cuLaunchKernel(Function *function, unsigned grid_x, unsigned grid_y, unsigne
 }
 
 /* ---- look-up: cuda.bindings asks for every function by its plain name; an absent one fails when it is called ---- */
+API cuGetProcAddress_v2(const char *symbol, void **out, int wanted, uint64_t flags, int *found);
 #define ENTRY(name) {#name, (void *)name}
 static const struct { const char *name; void *function; } table[] = {
   ENTRY(cuInit), ENTRY(cuDriverGetVersion), ENTRY(cuDeviceGetCount), ENTRY(cuDeviceGet), ENTRY(cuDeviceGetName),
@@ -384,7 +404,8 @@ static const struct { const char *name; void *function; } table[] = {
   ENTRY(cuCtxSynchronize), ENTRY(cuMemAlloc), ENTRY(cuMemFree), ENTRY(cuMemcpyHtoD), ENTRY(cuMemcpyDtoH),
   ENTRY(cuStreamCreate), ENTRY(cuStreamGetCtx), ENTRY(cuStreamSynchronize), ENTRY(cuStreamBeginCapture),
   ENTRY(cuStreamEndCapture), ENTRY(cuThreadExchangeStreamCaptureMode), ENTRY(cuLibraryLoadData), ENTRY(cuLibraryGetKernel), ENTRY(cuKernelGetFunction),
-  ENTRY(cuFuncGetAttribute), ENTRY(cuFuncSetAttribute), ENTRY(cuLaunchKernel),
+  ENTRY(cuFuncGetAttribute), ENTRY(cuFuncSetAttribute), ENTRY(cuLaunchKernel), ENTRY(cuTensorMapEncodeTiled),
+  {"cuGetProcAddress", (void *)cuGetProcAddress_v2},
 };
 API cuGetProcAddress_v2(const char *symbol, void **out, int wanted, uint64_t flags, int *found) {
   (void)wanted, (void)flags;

@@ -1,0 +1,179 @@
+"""The CUDA kernel of the AWQ GEMM for TILED weights on compute capability 9.0: which entry, which grid.
+
+    bulk     weights by bulk copies into a ring of each warp, tokens by boxes; one launch, no workspace, any m: 8 or 16
+             tokens a thread block, so that weights are read again, from L2, for more
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, streaming_us
+from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS, Tiling
+from baracuda_py.registry import Kernel
+from baracuda_py.sys import module
+from baracuda_py.vocab.code import Launch, PtxCode, Stride, TensorMap
+from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.enums import (
+    ArchSku,
+    BackendKind,
+    ElementKind,
+    EpilogueKind,
+    LayoutSku,
+    OpCategory,
+    QuantizeKind,
+)
+from baracuda_py.vocab.rules import at_most, multiple_of, one_of
+from baracuda_py.vocab.sku import KernelSku
+
+if TYPE_CHECKING:
+    from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmDescriptor
+
+__all__ = ["sm90a_kernels"]
+
+_ARCH = ArchSku.SM90A
+_CHANNELS = (128, 64, 32)  # output channels of a tile
+_BOX_CHANNELS = 64
+_SHARED_BYTES = 227 * 1024  # that a thread block of this architecture may have
+_BARRIER_BYTES = 8
+# Bytes of weights that an SM keeps in flight: half as many reach less of the bandwidth, and more delay x, which queues
+# behind them (H200, our prototype).
+_IN_FLIGHT = 68 * 1024
+_MAX_STAGES = 8
+_EARLY_STAGES = 1  # units of a ring that are asked for before x
+_GRID_Y = (1 << 16) - 1
+_INT = (1 << 31) - 1
+
+
+def _module(element: ElementKind, groups: int) -> str:
+    """A module each: a driver compiles a module as a whole, and a checkpoint needs one."""
+    return f"quantize.awq_gemm.tiled_{element.name.lower()}_g{groups}"
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@frozen
+class _Tile:
+    """One of the kernel's tiles: its channels, and its warps down them and along ic."""
+
+    channels: int
+    row_warps: int
+    depth_warps: int
+
+    @classmethod
+    def of(cls, channels: int) -> _Tile:
+        code = module(_module(ElementKind.F16, 1), _ARCH.name.lower())  # all say the same
+        return cls(*(channels, *(code.constant(f"kC{channels}{part}Warps") for part in ("Row", "Depth"))))
+
+    @property
+    def warps(self) -> int:
+        return self.row_warps * self.depth_warps
+
+    def unit_nbytes(self, tiling: Tiling) -> int:
+        """Weights that a warp takes at a time."""
+        return self.channels // self.row_warps // 32 * tiling.block_nbytes
+
+    def slot_nbytes(self, tokens: int) -> int:
+        """A chunk of x: as many blocks as the tile has warps along ic."""
+        return _ceil_div(self.depth_warps * TILE_COLUMNS * 2 * tokens, 1024) * 1024
+
+    def shared_nbytes(self, tiling: Tiling, tokens: int, stages: int, slots: int) -> int:
+        """BulkLayout of awq_gemm_tiled_bulk.cuh."""
+        rings = self.warps * stages * (self.unit_nbytes(tiling) + _BARRIER_BYTES)
+        sums = self.depth_warps * _entry_tokens(tokens) * self.channels * 4
+        return slots * (self.slot_nbytes(tokens) + 2 * _BARRIER_BYTES) + rings + sums
+
+    def tiles_of_block(self, oc: int, sm_count: int) -> int:
+        """Tiles that a thread block takes, so that an SM has one."""
+        return _ceil_div(_ceil_div(oc, self.channels), sm_count)
+
+    def blocks(self, oc: int, sm_count: int) -> int:
+        """Thread blocks along oc."""
+        return _ceil_div(_ceil_div(oc, self.channels), self.tiles_of_block(oc, sm_count))
+
+
+def _entry_tokens(tokens: int) -> int:
+    """Tokens that an entry has sums for."""
+    return 8 if tokens <= 8 else 16
+
+
+def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
+    """The tile with which the SM that has the most channels has the fewest; of several, the largest, for fewer sums.
+
+    It does not depend on m, so that m changes no bits.
+    """
+
+    def most(tile: _Tile) -> int:
+        return tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels
+
+    return min((_Tile.of(channels) for channels in _CHANNELS), key=most)
+
+
+def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
+    tiling, tile = Tiling(desc.ic, desc.oc, desc.group_size), _tile(desc, device)
+    tokens = min(desc.m, 16)
+    tiles = tile.tiles_of_block(desc.oc, device.sm_count)
+    chunks = _ceil_div(tiling.columns, tile.depth_warps)
+    # A slot more shortens the wait for x, a stage more the wait for weights; either must have two, or all there are.
+    stages = min(_MAX_STAGES, max(2, _IN_FLIGHT // (tile.warps * tile.unit_nbytes(tiling))), max(1, chunks * tiles))
+    while stages > 1 and tile.shared_nbytes(tiling, tokens, stages, min(2, chunks)) > _SHARED_BYTES:
+        stages -= 1
+    free = _SHARED_BYTES - tile.shared_nbytes(tiling, tokens, stages, 0)
+    slots = min(chunks, free // (tile.slot_nbytes(tokens) + 2 * _BARRIER_BYTES))
+    boxes = TensorMap(
+        "activation", desc.element, (_BOX_CHANNELS, desc.m, desc.ic // _BOX_CHANNELS),
+        (Stride("activation", 0), _BOX_CHANNELS),
+        (_BOX_CHANNELS, tokens, tile.depth_warps * TILE_COLUMNS // _BOX_CHANNELS),
+    )  # fmt: skip
+    name = f"c{tile.channels}_t{_entry_tokens(tokens)}_g{tiling.groups_of_block}"
+    return (
+        Launch(
+            f"awq_gemm_tiled_sm90a_{desc.element.name.lower()}_{name}",
+            (tile.blocks(desc.oc, device.sm_count), _ceil_div(desc.m, tokens), 1),
+            (32 * (tile.warps + 1), 1, 1),
+            (*operands(desc), boxes, tokens, stages, slots, tiles, min(_EARLY_STAGES, stages)),
+            tile.shared_nbytes(tiling, tokens, stages, slots),
+            _module(desc.element, tiling.groups_of_block),
+        ),
+    )
+
+
+def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
+    tile = _tile(desc, device)
+    busy = _ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS / (
+        tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels * max(device.sm_count, 1)
+    )  # fmt: skip
+    again = 0.4 * (_ceil_div(desc.m, 16) - 1)  # reads of the weights from L2
+    return 2.0 + streaming_us(desc, device, 0.9 * min(1.0, busy + 0.1)) * (1 + again)
+
+
+_LIMITS = (
+    multiple_of("ic", _BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
+    at_most("m", 16 * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
+    at_most("ic", _INT - (TILE_COLUMNS * 16 - 1), why="the kernel rounds it up to whole chunks in a 32-bit int"),
+    at_most("oc", _INT - (TILE_ROWS - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),
+)
+
+
+def sm90a_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
+    """The kernels, for every element and epilogue. `layout` is TILED."""
+    reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
+    return tuple(
+        Kernel(
+            KernelSku(
+                OpCategory.QUANTIZATION, QuantizeKind.INT4_AWQ_GEMM, element, ElementKind.U4, LayoutSku.RCR, epilogue,
+                _ARCH, BackendKind.BESPOKE, guarantee(element, batch_invariant=True), f"bulk_{layout.value}",
+            ),
+            PtxCode(_module(element, 1), _ARCH, _launches),
+            cost=_cost,
+            rules=(reads, *_LIMITS),
+            alignment={"activation": 16, "weight_packed": 16},
+            doc="decoding: weights read as one stream by bulk copies, no workspace, a row's bits the same at every m",
+        )
+        for element, epilogue in product((ElementKind.F16, ElementKind.BF16), EpilogueKind)
+    )  # fmt: skip

@@ -1,0 +1,278 @@
+// The kernel of awq_gemm for TILED weights (awq_tiles.cuh) on sm_90: y^T = W x^T, weights as mma operand A, tokens as
+// operand B's columns. One launch, no workspace.
+//
+// A CTA computes kTokens tokens of one or more tiles of kChannels output channels, one after another. Its warps share out
+// a tile: kRowWarps take 32 or 64 channels each, kDepthWarps share out the blocks of 128 input channels (warp w takes w,
+// w + kDepthWarps, ...). Each streams its own blocks through a ring of its own, by bulk copies that one lane issues, so
+// that no barrier of the CTA lies between the first block and the last, also from tile to tile. One more warp copies x,
+// for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once.
+//
+// A row's bits do not depend on m: tokens do not meet, and the order of k depends on ic, the groups and kDepthWarps only.
+//
+// Streaming weights by bulk copies into rings of single warps, and x by boxes, is our prototype's design; splitting k over
+// the warps of a CTA is Marlin's (Frantar et al., arXiv 2408.11743).
+#pragma once
+
+#include "baracuda/awq_gemm_tiled_block.cuh"
+#include "baracuda/bulk_copy.cuh"
+#include "baracuda/cp_async.cuh"
+#include "baracuda/grid_dependency.cuh"
+#include "baracuda/mbarrier.cuh"
+#include "baracuda/partial_barrier.cuh"
+
+namespace baracuda {
+
+BARACUDA_CONSTANT(kBoxChannels, 64);  // input channels of a box of x: rows of 128 bytes
+constexpr int kBoxRowBytes = kBoxChannels * 2;
+constexpr int kBlockBoxes = kBlockDepth / kBoxChannels;
+constexpr unsigned kBarrierBytes = 8;
+
+// Shapes of one entry point.
+template <int kWarpBlocks, int kRows, int kDepths, int kTokenTiles, int kGroupCount>
+struct BulkShape {
+  static constexpr int kBlocks = kWarpBlocks;  // of 32 output channels, of a warp: 1, or 2, a whole tile
+  static constexpr int kTilesM = 2 * kBlocks;  // m16 tiles
+  static constexpr int kTilesN = kTokenTiles;  // n8 tiles
+  static constexpr int kGroups = kGroupCount;  // of a block
+  static constexpr int kRowWarps = kRows;
+  static constexpr int kDepthWarps = kDepths;
+  static constexpr int kWarps = kRowWarps * kDepthWarps;
+  static constexpr int kThreads = (kWarps + 1) * kWarpLanes;
+  static constexpr int kWarpChannels = kBlockChannels * kBlocks;
+  static constexpr int kChannels = kWarpChannels * kRowWarps;
+  static constexpr int kTokens = 8 * kTilesN;
+  static constexpr unsigned kUnitBytes = block_bytes(kGroups) * kBlocks;  // what a warp takes at a time
+  static constexpr unsigned kSumBytes = kDepthWarps * kTokens * kChannels * 4;
+  static_assert(kRowWarps == 1 || kBlocks == 2, "the warps of a column take whole tiles");
+};
+
+// x as boxes of `tokens` rows of 128 bytes, swizzled. Rows beyond them are given the last one's address.
+struct TokenBoxes {
+  unsigned s_boxes;
+  int tokens;
+
+  __device__ __forceinline__ unsigned operator()(int token, int slice, int quarter) const {
+    constexpr int kBoxSlices = kBoxChannels / kSliceChannels;
+    const int row = slice / kBoxSlices * tokens + (token < tokens ? token : tokens - 1);
+    const unsigned s_row = s_boxes + static_cast<unsigned>(row * kBoxRowBytes);
+    const unsigned chunk = static_cast<unsigned>((slice % kBoxSlices * kSliceChunks + quarter) * kLaneBytes);
+    return s_row + (chunk ^ (s_row >> 3 & 0x70u));
+  }
+};
+
+// How a launch lays out its shared memory: x in slots of a chunk each, rings of units, sums, and barriers.
+template <typename Shape>
+struct BulkLayout {
+  int tokens;  // rows of a box
+  int stages;  // units of a ring
+  int slots;   // chunks of x
+
+  __device__ __forceinline__ unsigned chunk_bytes() const {
+    return static_cast<unsigned>(Shape::kDepthWarps * kBlockBoxes * kBoxRowBytes * tokens);
+  }
+  __device__ __forceinline__ unsigned slot_bytes() const { return (chunk_bytes() + 1023u) & ~1023u; }
+  __device__ __forceinline__ unsigned rings() const { return slots * slot_bytes(); }
+  __device__ __forceinline__ unsigned ring_bytes() const { return stages * Shape::kUnitBytes; }
+  __device__ __forceinline__ unsigned sums() const { return rings() + Shape::kWarps * ring_bytes(); }
+  __device__ __forceinline__ unsigned unit_barriers() const { return sums() + Shape::kSumBytes; }  // (warps, stages)
+  __device__ __forceinline__ unsigned full_barriers() const {                                      // (slots,)
+    return unit_barriers() + Shape::kWarps * stages * kBarrierBytes;
+  }
+  __device__ __forceinline__ unsigned empty_barriers() const { return full_barriers() + slots * kBarrierBytes; }
+};
+
+// Goes round the places of a ring; the phase of a place's barrier has the parity `parity`.
+struct RingPlace {
+  int place = 0;
+  unsigned parity = 0;
+
+  __device__ __forceinline__ void advance(int places) {
+    if (++place == places) {
+      place = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// The first of a warp's units in a tile: where its weights lie, of which those of a block are contiguous. `half` counts
+// 32 output channels.
+template <typename Shape>
+__device__ __forceinline__ const unsigned char* first_unit(const unsigned* g_weights, int columns, int half, int block) {
+  constexpr int kBytes = block_bytes(Shape::kGroups);
+  return reinterpret_cast<const unsigned char*>(g_weights) +
+         (static_cast<long long>(half / kBlockHalves) * columns + block) * (kBlockHalves * kBytes) +
+         half % kBlockHalves * kBytes;
+}
+
+template <typename Shape, typename Element>
+__device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Element>& operands, const TensorMap* x_map,
+                                                    const BulkLayout<Shape> layout, int tiles, int early_stages) {
+  unsigned char* s_memory = dynamic_shared_for_boxes();
+  const unsigned s_base = shared_address(s_memory);
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
+  const int columns = (operands.ic + kBlockDepth - 1) / kBlockDepth;
+  const int chunks = (columns + Shape::kDepthWarps - 1) / Shape::kDepthWarps;
+  const int all_tiles = (operands.oc + Shape::kChannels - 1) / Shape::kChannels;
+  const int first_tile = static_cast<int>(blockIdx.x) * tiles;
+  const int end_tile = first_tile + tiles < all_tiles ? first_tile + tiles : all_tiles;
+  const int first_token = static_cast<int>(blockIdx.y) * layout.tokens;
+  const bool resident = layout.slots >= chunks;  // chunk c stays in slot c
+  const unsigned s_full = s_base + layout.full_barriers();
+  const unsigned s_empty = s_base + layout.empty_barriers();
+
+  if (warp == Shape::kWarps) {  // copies x
+    int copied = 0;
+    int chunk = 0;
+    RingPlace slot;
+    const auto copy_chunk = [&] {
+      if (copied >= layout.slots) {
+        mbarrier_wait(s_empty + slot.place * kBarrierBytes, slot.parity ^ 1);
+      }
+      const unsigned s_barrier = s_full + slot.place * kBarrierBytes;
+      mbarrier_arrive_expecting(s_barrier, layout.chunk_bytes());  // what lies beyond x counts too
+      box_copy(s_base + slot.place * layout.slot_bytes(), x_map, 0, first_token,
+               chunk * (Shape::kDepthWarps * kBlockBoxes), s_barrier);
+      chunk = chunk + 1 == chunks ? 0 : chunk + 1;
+      slot.advance(layout.slots);
+      ++copied;
+    };
+    if (lane == 0) {
+      for (int place = 0; place < layout.slots; ++place) {
+        mbarrier_init(s_full + place * kBarrierBytes, 1);
+        mbarrier_init(s_empty + place * kBarrierBytes, Shape::kWarps);
+      }
+      mbarrier_fence_init();
+      grid_dependency_wait();  // x may be what the launch before writes
+      copy_chunk();
+    }
+    __syncthreads();  // the barriers can be used
+    if (lane == 0) {
+      const int wanted = resident ? chunks : chunks * (end_tile - first_tile);
+      while (copied < wanted) copy_chunk();
+    }
+    return;
+  }
+
+  const int depth_warp = warp / Shape::kRowWarps;
+  const unsigned char* s_ring = s_memory + layout.rings() + warp * layout.ring_bytes();
+  const unsigned s_ring_address = shared_address(s_ring);
+  const unsigned s_units = s_base + layout.unit_barriers() + warp * layout.stages * kBarrierBytes;
+  constexpr int kTileHalves = Shape::kChannels / kBlockChannels;
+  const int first_half = warp % Shape::kRowWarps * Shape::kBlocks;  // of this warp in a tile
+  const int all_halves = (operands.oc + kTileChannels - 1) / kTileChannels * kBlockHalves;
+
+  // The next unit to copy. A tile may have none for this warp: what it takes beyond oc, and blocks beyond ic.
+  int next_tile = depth_warp < columns ? first_tile : end_tile;
+  int next_block = depth_warp;
+  const unsigned char* g_next;
+  const auto start_tile = [&] {
+    const int half = next_tile * kTileHalves + first_half;
+    if (half >= all_halves) next_tile = end_tile;
+    g_next = first_unit<Shape>(operands.weights, columns, half, depth_warp);
+  };
+  start_tile();
+  const auto copy_unit = [&](int stage) {
+    const unsigned s_barrier = s_units + stage * kBarrierBytes;
+    mbarrier_arrive_expecting(s_barrier, Shape::kUnitBytes);
+    if (gridDim.y == 1) {
+      bulk_copy_once(s_ring_address + stage * Shape::kUnitBytes, g_next, Shape::kUnitBytes, s_barrier);
+    } else {  // other tokens' CTAs read the same
+      bulk_copy(s_ring_address + stage * Shape::kUnitBytes, g_next, Shape::kUnitBytes, s_barrier);
+    }
+    g_next += Shape::kDepthWarps * kBlockHalves * block_bytes(Shape::kGroups);
+    next_block += Shape::kDepthWarps;
+    if (next_block >= columns) {
+      next_block = depth_warp;
+      ++next_tile;
+      start_tile();
+    }
+  };
+  if (lane == 0) {
+    for (int stage = 0; stage < layout.stages; ++stage) mbarrier_init(s_units + stage * kBarrierBytes, 1);
+    mbarrier_fence_init();
+    // Copies queue: x comes sooner when few units lie before it. Where x has to be waited for, units may go first.
+    for (int stage = 0; stage < early_stages && next_tile < end_tile; ++stage) copy_unit(stage);
+  }
+  grid_dependency_release();
+  __syncthreads();  // the barriers can be used
+  if (lane == 0) {
+    for (int stage = early_stages; stage < layout.stages && next_tile < end_tile; ++stage) copy_unit(stage);
+  }
+
+  float* s_sums = reinterpret_cast<float*>(s_memory + layout.sums());  // (kDepthWarps, kTokens, kChannels)
+  const int places = resident ? chunks : layout.slots;
+  RingPlace unit;
+  RingPlace slot;
+#pragma unroll 1
+  for (int tile = first_tile; tile < end_tile; ++tile) {
+    const bool padding = tile * kTileHalves + first_half >= all_halves;
+    float sums[Shape::kTilesM][Shape::kTilesN][4] = {};
+#pragma unroll 1
+    for (int block = depth_warp; block < chunks * Shape::kDepthWarps; block += Shape::kDepthWarps) {
+      const unsigned parity = resident ? 0 : slot.parity;
+      if (block < columns && !padding) {
+        mbarrier_wait(s_units + unit.place * kBarrierBytes, unit.parity);
+        const HeldBlocks<Shape> held(SharedBlocks<Shape>{s_ring + unit.place * Shape::kUnitBytes, lane});
+        __syncwarp();  // all lanes have what they need of the unit
+        if (lane == 0 && next_tile < end_tile) copy_unit(unit.place);
+        unit.advance(layout.stages);
+        mbarrier_wait(s_full + slot.place * kBarrierBytes, parity);
+        const unsigned s_boxes = s_base + slot.place * layout.slot_bytes() +
+                                 static_cast<unsigned>(depth_warp * kBlockBoxes * layout.tokens * kBoxRowBytes);
+        multiply_block<Shape, Element>(held, TokenBoxes{s_boxes, layout.tokens}, lane, operands.scales_bf16, sums);
+      } else if (!resident) {
+        // A warp that has nothing to do must not arrive for a chunk while others have not for the one before.
+        mbarrier_wait(s_full + slot.place * kBarrierBytes, parity);
+      }
+      if (!resident) {
+        __syncwarp();  // all lanes have what they need of x
+        if (lane == 0) {
+          mbarrier_arrive(s_empty + slot.place * kBarrierBytes);
+        }
+      }
+      slot.advance(places);
+    }
+
+    if (tile != first_tile) {
+      partial_barrier<Shape::kWarps * kWarpLanes>();  // the last tile's sums have been read
+    }
+    float* s_warp = s_sums + depth_warp * (Shape::kTokens * Shape::kChannels) + first_half * kBlockChannels;
+    const int quad = lane % 4;  // lanes of other tokens exchange channels, so that they write to distinct banks
+#pragma unroll
+    for (int m = 0; m < Shape::kTilesM; ++m) {
+#pragma unroll
+      for (int n = 0; n < Shape::kTilesN; ++n) {
+        float* s_token = s_warp + (8 * n + quad * 2) * Shape::kChannels;
+        const int channel = (16 * m + lane / 4) ^ quad * 8;
+        s_token[channel] = sums[m][n][0];
+        s_token[Shape::kChannels + channel] = sums[m][n][1];
+        s_token[channel ^ 8] = sums[m][n][2];
+        s_token[Shape::kChannels + (channel ^ 8)] = sums[m][n][3];
+      }
+    }
+    partial_barrier<Shape::kWarps * kWarpLanes>();
+
+    constexpr int kPairs = Shape::kChannels / 2;
+#pragma unroll 1
+    for (int index = static_cast<int>(threadIdx.x); index < layout.tokens * kPairs;
+         index += Shape::kWarps * kWarpLanes) {
+      const int token = index / kPairs;
+      const int pair = index % kPairs * 2;
+      const long long channel = static_cast<long long>(tile) * Shape::kChannels + pair;
+      if (first_token + token >= operands.m || channel >= operands.oc) continue;
+      const float* s_pair = s_sums + token * Shape::kChannels + (pair ^ token / 2 % 4 * 8);
+      float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+      for (int part = 0; part < Shape::kDepthWarps; ++part) {
+        const float2 partial =
+            *reinterpret_cast<const float2*>(s_pair + part * (Shape::kTokens * Shape::kChannels));
+        sum.x += partial.x;
+        sum.y += partial.y;
+      }
+      store_output_pair(operands, first_token + token, channel, sum);
+    }
+  }
+}
+
+}  // namespace baracuda

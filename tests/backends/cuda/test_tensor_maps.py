@@ -1,0 +1,93 @@
+"""Tensor maps as kernel parameters: what the driver is asked to encode, when, and what a launch gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import baracuda_py as bp
+from baracuda_py.errors import DriverError
+from baracuda_py.vocab.enums import ArchSku
+
+M, IC, OC = 5, 256, 64
+MAP = 14  # the parameter behind those that every AWQ GEMM has
+
+
+def words(call: dict[str, Any]) -> list[int]:
+    return np.frombuffer(bytes.fromhex(call["parameters"][MAP]), np.uint64).tolist()
+
+
+def made(m: int = M, pitch: int = IC) -> tuple[Any, Any]:
+    """The plan of the kernel, and its arguments, x with rows of `pitch` elements."""
+    desc = bp.Int4AwqGemmDescriptor(m, IC, OC, 128, None, bp.AwqWeightLayout.TILED)
+    registry = bp.default_registry()
+    (sku,) = (
+        one.sku for one in bp.explain(desc, 0).candidates if one.refusal is None and one.sku.arch is ArchSku.SM90A
+    )
+    x = bp.empty((m, pitch), bp.ElementKind.F16, registry.device(0))
+    activation = bp.TensorRef(x.pointer, (m, IC), bp.ElementKind.F16, strides=(pitch, 1), device=0, owner=x)
+    args = bp.Int4AwqGemmArgs(
+        activation=activation,
+        weight_packed=bp.empty(desc.weight_shape, bp.ElementKind.I32, registry.device(0)),
+        scales=None,
+        zeros=None,
+        output=bp.empty((m, OC), bp.ElementKind.F16, registry.device(0)),
+    )
+    return registry.plan(sku, desc, 0), args
+
+
+@pytest.mark.stub(capability="9.0")
+@pytest.mark.parametrize("pitch", [IC, IC + 8])
+def test_a_map_has_the_tensor_as_the_kernel_sees_it(stub: Any, pitch: int) -> None:
+    plan, args = made(pitch=pitch)
+    plan.run(None, bp.Workspace.NONE, args)
+    (launch,) = stub.calls("cuLaunchKernel")
+    depth = 16  # blocks of 128 input channels in a chunk
+    expected = [args.activation.pointer, 64, M, IC // 64, 2 * pitch, 128, 64, M, 2 * depth]
+    assert words(launch) == expected + [0] * 7
+    (encoded,) = stub.calls("cuTensorMapEncodeTiled")
+    assert (encoded["type"], encoded["rank"], encoded["swizzle"]) == (6, 3, 3)  # FLOAT16, SWIZZLE_128B
+    assert launch["parameters"][MAP + 1] == M.to_bytes(4, "little").hex(), "what lies behind the map is in its place"
+
+
+@pytest.mark.stub(capability="9.0")
+def test_a_map_is_encoded_once_for_an_address_and_its_strides(stub: Any) -> None:
+    plan, args = made()
+    for _ in range(3):
+        plan.run(None, bp.Workspace.NONE, args)
+    plan.bind(args)()
+    assert len(stub.calls("cuTensorMapEncodeTiled")) == 1
+    other, wider = made()[1], made(pitch=IC + 64)[1]
+    for one in (other, wider, other, args):
+        plan.run(None, bp.Workspace.NONE, one)
+    assert len(stub.calls("cuTensorMapEncodeTiled")) == 3
+    found = [words(call)[0] for call in stub.calls("cuLaunchKernel")]
+    assert found[-4:] == [one.activation.pointer for one in (other, wider, other, args)]
+
+
+@pytest.mark.stub(capability="9.0")
+def test_a_bound_call_encodes_nothing(stub: Any) -> None:
+    plan, args = made()
+    call = plan.bind(args)
+    with stub.recording() as calls:
+        call()
+    assert "cuTensorMapEncodeTiled" not in {one["call"] for one in calls}
+
+
+@pytest.mark.stub(capability="9.0")
+def test_the_stride_of_a_single_row_may_be_anything(stub: Any) -> None:
+    plan, args = made(m=1, pitch=IC + 1)
+    plan.run(None, bp.Workspace.NONE, args)
+    (launch,) = stub.calls("cuLaunchKernel")
+    assert words(launch)[4] % 16 == 0
+
+
+@pytest.mark.stub(capability="9.0")
+def test_a_map_that_the_driver_refuses_is_an_error(stub: Any) -> None:
+    plan, args = made()
+    stub.fail("cuTensorMapEncodeTiled", 1)
+    with pytest.raises(DriverError, match="cuTensorMapEncodeTiled"):
+        plan.run(None, bp.Workspace.NONE, args)
+    assert not stub.calls("cuLaunchKernel")

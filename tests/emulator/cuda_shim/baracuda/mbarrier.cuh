@@ -1,0 +1,14 @@
+// Stand-in: mbarriers that the emulator keeps, at the addresses where they would lie.
+#pragma once
+
+namespace baracuda {
+
+inline void mbarrier_init(unsigned barrier, unsigned arrivals) { emulator::init_mbarrier(barrier, arrivals); }
+inline void mbarrier_fence_init() { emulator::fence_mbarriers(); }
+inline void mbarrier_arrive(unsigned barrier) { emulator::arrive_at_mbarrier(barrier, 0); }
+inline void mbarrier_arrive_expecting(unsigned barrier, unsigned nbytes) {
+  emulator::arrive_at_mbarrier(barrier, nbytes);
+}
+inline void mbarrier_wait(unsigned barrier, unsigned parity) { emulator::wait_at_mbarrier(barrier, parity); }
+
+}  // namespace baracuda

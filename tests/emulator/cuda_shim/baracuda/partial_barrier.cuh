@@ -1,0 +1,12 @@
+// Stand-in: a barrier that the emulator keeps.
+#pragma once
+
+namespace baracuda {
+
+template <int kThreads>
+inline void partial_barrier() {
+  static_assert(kThreads % 32 == 0, "warps arrive as a whole");
+  emulator::partial_barrier(kThreads);
+}
+
+}  // namespace baracuda
