@@ -31,7 +31,7 @@ ALLOWED = {
     "ops": {"errors", "vocab", "registry", "sys"},
     "arrays": {"errors", "vocab", "plan"},
     "checkpoints": {"errors", "vocab", "registry", "plan", "arrays", "ops"},
-    "interop": {"errors", "vocab", "registry", "plan", "arrays", "ops", "checkpoints"},
+    "interop": {"errors", "vocab", "registry", "operands", "plan", "arrays", "ops", "checkpoints"},
     "quantize": {"errors", "vocab", "registry", "plan", "arrays", "ops", "checkpoints"},
     "testing": {"errors", "vocab", "registry", "plan", "arrays"},
     "cli": {
