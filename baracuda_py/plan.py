@@ -14,7 +14,7 @@ from baracuda_py.vocab.code import Executable, Launch, PtxCode, RelocatableExecu
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import PlanPreference, Workspace
 from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
-from baracuda_py.vocab.tensors import HOST_MEMORY, TensorRef
+from baracuda_py.vocab.tensors import HOST_MEMORY, TensorRef, stream_owner, tells_no_stream
 from baracuda_py.vocab.tuning import TuningTable
 
 __all__ = ["Plan", "make_plan", "new_registry", "plan_class"]
@@ -123,7 +123,8 @@ class Plan:
 
         Args:
             stream: int handle, object with `__cuda_stream__`, or None for the current stream of the framework that
-                the first argument comes from. Host plans ignore it and return when done.
+                the first argument comes from; of JAX, which has none, that of the next framework's. Host plans ignore
+                it and return when done.
             workspace: at least `workspace_size` bytes on the plan's device; `Workspace.NONE` when that is 0.
             args: the op's tensors.
 
@@ -178,7 +179,7 @@ class Plan:
         if type(stream) is int:
             return stream
         assert self._executable is not None
-        return self._executable.stream_handle(stream, _first(args))
+        return self._executable.stream_handle(stream, _stream_owner(args))
 
     def _views(self, args: Any, workspace: Workspace, stream: int) -> list[TensorRef | None]:
         if type(args) is not self.op.args:
@@ -234,10 +235,13 @@ def _nothing() -> None:
     """The bound run of an empty problem."""
 
 
-def _first(args: Any) -> Any:
+def _stream_owner(args: Any) -> Any:
     names = getattr(args, "__slots__", None)
     first = getattr(args, names[0]) if names else None
-    return first.owner if isinstance(first, TensorRef) else first
+    owner = first.owner if isinstance(first, TensorRef) else first
+    if names and tells_no_stream(owner):
+        return stream_owner(getattr(args, name, None) for name in names[1:])
+    return owner
 
 
 _class_lock = threading.Lock()

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from functools import cache
 from typing import Any, Self
 
 from baracuda_py.errors import BufferTooSmall, InvalidProblem, Unsupported
@@ -20,7 +22,7 @@ from baracuda_py.vocab.elements import (
 )
 from baracuda_py.vocab.enums import ElementKind
 
-__all__ = ["HOST_MEMORY", "TensorMut", "TensorRef", "row_major_strides"]
+__all__ = ["HOST_MEMORY", "TensorMut", "TensorRef", "row_major_strides", "stream_owner", "tells_no_stream"]
 
 HOST_MEMORY = -1  # `TensorRef.device` of host memory
 
@@ -95,20 +97,22 @@ class TensorRef:
 
         Raises:
             Unsupported: not such an object, a dtype that no ElementKind stands for, or no plain strided memory (sparse,
-                masked, or a torch tensor whose negation or conjugation is pending).
-            InvalidProblem: read-only memory for a TensorMut.
+                masked, traced or donated by JAX, or a torch tensor whose negation or conjugation is pending).
+            InvalidProblem: read-only memory, or a JAX array, for a TensorMut.
         """
         if isinstance(source, TensorRef):
             if cls.writable and not source.writable:
                 raise _read_only(name)
             return source  # type: ignore[return-value]
-        module = type(source).__module__
+        kind: Any = type(source)
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(source, numpy.ndarray):
             view = cls._of_numpy(source, name)
         elif hasattr(source, "data_ptr") and hasattr(source, "stride"):
             view = cls._of_torch(source, name)
-        elif _offers_interface(source) and not module.startswith("jax"):
+        elif _of_jax(kind):
+            view = cls._of_jax_array(source, name, stream)
+        elif _offers_interface(source):
             view = cls._of_cuda_array_interface(source, name)
         elif hasattr(source, "__dlpack__"):
             view = cls._of_dlpack(source, name, stream)
@@ -191,6 +195,22 @@ class TensorRef:
             pointer or 0, tuple(interface["shape"]), element,
             strides=strides, device=ordinal if isinstance(ordinal, int) else None, owner=source,
         )  # fmt: skip
+
+    @classmethod
+    def _of_jax_array(cls, source: Any, name: str, stream: int) -> Self:
+        through = "Call the op through baracuda_py.interop.jax"
+        if cls.writable:  # DLPack would let it be written, and whoever shares its buffer would see that
+            raise InvalidProblem(
+                name, "an output must be writable", rule="writable", got="a JAX array", why="JAX arrays are immutable",
+                fix=f"{through}, which returns a new array, or pass an output of another package",
+            )  # fmt: skip
+        # JAX's __cuda_array_interface__ raises for bf16, and waits for nothing.
+        if not hasattr(source, "__dlpack_device__") or getattr(source, "is_deleted", bool)():
+            raise Unsupported(
+                name, "an array must have memory", rule="array", got=f"a JAX {type(source).__name__} without any",
+                why="under jax.jit it is traced, and one that was donated is gone", fix=through,
+            )  # fmt: skip
+        return cls._of_dlpack(source, name, stream)
 
     @classmethod
     def _of_dlpack(cls, source: Any, name: str, stream: int) -> Self:
@@ -296,6 +316,28 @@ class TensorMut(TensorRef):
 # DLPack device types: True for memory a GPU kernel may address (CUDA, CUDA managed), False for host memory
 # (CPU, CUDA pinned host).
 _DLPACK_DEVICES = {1: False, 2: True, 3: False, 13: True}
+
+
+@cache
+def _of_jax(kind: Any) -> bool:
+    """Whether arrays of a type are JAX's."""
+    module: str = kind.__module__
+    return module.partition(".")[0] in ("jax", "jaxlib")
+
+
+def tells_no_stream(owner: Any) -> bool:
+    """Whether a view's owner is JAX's, which has no current stream and orders its own work before that of others."""
+    kind: Any = type(owner[0]) if type(owner) is tuple else type(owner)  # (producer, capsule), of DLPack
+    return _of_jax(kind)
+
+
+def stream_owner(sources: Iterable[Any]) -> Any:
+    """Of one call's arguments, the object whose framework says what the current stream is: the first, but for JAX's."""
+    for source in sources:
+        owner = source.owner if isinstance(source, TensorRef) else source
+        if source is not None and not tells_no_stream(owner):
+            return owner
+    return None
 
 
 def _offers_interface(source: Any) -> bool:

@@ -38,7 +38,7 @@ def call_of(operator, descriptor, device):
     arrays = {name: array.view(np.int32) if array is not None and array.dtype == np.uint32 else array
               for name, array in arrays.items()}  # fmt: skip
     options = {}
-    for option in operator.options:
+    for option in operator.signature.options:
         value = getattr(descriptor, option.name)
         options[option.name] = value.name.lower() if hasattr(value, "name") else value
     return [to_torch(arrays[spec.name], device) for spec in operator.inputs], options, arrays
@@ -84,7 +84,7 @@ def test_a_schema_says_what_the_specs_say(operator):
     names = [argument.name for argument in schema.arguments]
     positional = [argument.name for argument in schema.arguments if not argument.kwarg_only]
     assert positional == [spec.name for spec in operator.inputs]
-    told = {*operator.from_shape, *operator.from_dtype}
+    told = {*operator.signature.from_shape, *operator.signature.from_dtype}
     assert {*names} - {*positional} == set(_fields(operator)) - told
     for argument, spec in zip(schema.arguments, operator.inputs, strict=False):
         assert (str(argument.type) == "Optional[Tensor]") == bool(spec.needed)
@@ -99,7 +99,7 @@ def _fields(operator):
 
 def test_an_output_that_is_read_too_is_changed_in_place():
     operator = TorchOperator.of(bp.default_registry(), bp.default_registry().op("dense_gemm"))
-    assert operator.changed
+    assert operator.signature.changed
     assert "Tensor(a!) output" in operator.schema
     assert operator.schema.endswith("-> ()")
 

@@ -200,6 +200,60 @@ def test_bf16_is_seen_in_numpy_torch_and_dlpack():
     assert np.array_equal(TensorRef.of(DLPackOnly(tensor, versioned=True)).numpy(), values)
 
 
+JAX_DTYPES = ["float16", "bfloat16", "float32", "int8", "uint8", "int32", "uint32", "bool", "float8_e4m3fn"]
+
+
+@pytest.mark.parametrize("dtype", JAX_DTYPES)
+def test_a_jax_array_is_seen_without_a_copy(dtype):
+    jnp = pytest.importorskip("jax.numpy")
+    array = jnp.asarray(np.array([[0, 1, 2], [3, 4, 5]]), dtype)
+    view = TensorRef.of(array)
+    assert view.pointer == array.unsafe_buffer_pointer()
+    assert (view.shape, view.strides, view.device) == ((2, 3), (3, 1), HOST_MEMORY)
+    assert view.element is element_of_dtype(array.dtype)
+    assert np.array_equal(view.numpy(), np.asarray(array))
+
+
+def test_a_jax_array_is_never_written():
+    jnp = pytest.importorskip("jax.numpy")
+    x, y = jnp.ones((2, 3)), jnp.zeros((2, 3))
+    plan = bp.select(bp.SoftmaxDescriptor((2, 3)), x)
+    assert plan.device.kind == "host"
+    for attempt in (
+        lambda: plan.run(None, bp.Workspace.NONE, bp.SoftmaxArgs(x, y)),
+        lambda: plan.bind(bp.SoftmaxArgs(x, y)),
+        lambda: bp.Workspace.borrowed(y),
+        lambda: TensorMut.of(TensorRef.of(y)),
+    ):
+        with pytest.raises(InvalidProblem, match="must be writable") as refused:
+            attempt()
+        assert refused.value.rule == "writable"
+    with pytest.raises(InvalidProblem, match=r"JAX arrays are immutable.*baracuda_py\.interop\.jax"):
+        TensorMut.of(y)
+    assert not y.any()
+    result = np.empty((2, 3), np.float32)
+    plan.run(None, bp.Workspace.NONE, bp.SoftmaxArgs(x, result))
+    assert np.allclose(result, 1 / 3)
+
+
+def test_a_jax_array_without_memory_is_refused_with_what_to_call():
+    jax = pytest.importorskip("jax")
+    seen = []
+
+    @jax.jit
+    def traced(x):
+        with pytest.raises(Unsupported, match=r"a JAX .*Tracer without any.*baracuda_py\.interop\.jax") as refused:
+            TensorRef.of(x, "x")
+        seen.append(refused.value.rule)
+        return x
+
+    x = traced(jax.numpy.ones(3))
+    x.delete()
+    with pytest.raises(Unsupported, match="donated") as refused:
+        TensorRef.of(x)
+    assert [*seen, refused.value.rule] == ["array", "array"]
+
+
 @given(st.lists(st.integers(1, 5), max_size=4).map(tuple))
 def test_row_major_strides_are_numpys(shape):
     assert row_major_strides(shape) == tuple(stride // 4 for stride in np.empty(shape, np.float32).strides)

@@ -19,7 +19,7 @@ from baracuda_py.errors import BaracudaError, Unsupported
 from baracuda_py.vocab.code import Launch, LibraryCode
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import Workspace
-from baracuda_py.vocab.tensors import TensorRef
+from baracuda_py.vocab.tensors import TensorRef, stream_owner
 
 __all__ = ["CublasLtBackend", "MatmulProblem"]
 
@@ -90,8 +90,7 @@ class CublasLtExecutable:
         with self._context.current():
             enqueue = self._matmul(geometry).enqueue
         context, held = self._context, (workspace, tuple(operands))
-        first = operands[self._indices[0]]
-        owner = None if first is None else first.owner
+        owner = stream_owner(operands)
 
         def bound(_held: Any = held) -> None:
             handle = self.stream_handle(None, owner) if stream is None else stream

@@ -23,7 +23,7 @@ from baracuda_py.backends.cuda.tensor_maps import SLOTS, encoder
 from baracuda_py.vocab.code import WORKSPACE, Launch, Parameter, Pointer, Stride, TensorMap
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import Workspace
-from baracuda_py.vocab.tensors import TensorRef
+from baracuda_py.vocab.tensors import TensorRef, stream_owner
 
 __all__ = ["CudaExecutable"]
 
@@ -192,8 +192,7 @@ def _bound(
 ) -> Callable[[], None]:
     launch_kernel, context, driver = executable._launch_kernel, executable._context, executable._driver
     ordinal = executable._ordinal
-    first = held[1][0]
-    owner = None if first is None else first.owner
+    owner = stream_owner(held[1])
 
     def bound(_held: Any = held) -> None:
         handle = current_stream(owner, ordinal) if stream is None else stream

@@ -1,24 +1,23 @@
 """torch operators made from ops: schema, implementation and fake from descriptor and argument specs alone.
 
-An operator takes the op's inputs, tensors that may be absent as `Tensor?`, and by keyword those fields of the
-descriptor that its inputs do not tell. An int that is a dimension of an input which is always there is taken from its
-shape, and an element from its dtype. Outputs are new tensors; one that the op also reads is an argument that is changed
-in place.
+An operator takes what the op's `Signature` says, tensors that may be absent as `Tensor?`. Outputs are new tensors; one
+that the op also reads is an argument that is changed in place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from types import NoneType, SimpleNamespace
-from typing import Any, get_args, get_origin, get_type_hints
+from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import torch
 from attrs import frozen
 
 import baracuda_py as bp
-from baracuda_py.errors import InvalidProblem, Unsupported
+from baracuda_py.errors import Unsupported
+from baracuda_py.interop.signatures import Option, Signature
 from baracuda_py.interop.torch.calls import readable, workspace_for
 from baracuda_py.interop.torch.gradients import kernel_without_gradient
 from baracuda_py.plan import Plan
@@ -49,39 +48,15 @@ def torch_dtype(element: ElementKind) -> Any:
     return _DTYPES[element]
 
 
-@frozen
-class _Option:
-    """A field of the descriptor that an operator takes as a keyword."""
-
-    name: str
-    kind: Any  # int, float, an enum, or tuple
-    optional: bool
-    default: Any
-
-    @property
-    def schema(self) -> str:
-        base = "SymInt[]" if self.kind is tuple else "str" if self._is_enum else _TYPES[self.kind]
-        text = f"{base}{'?' if self.optional else ''} {self.name}"
-        if self.default is attrs.NOTHING:
-            return text
-        default = self.default
-        if isinstance(default, Enum):
-            return f'{text}="{default.name.lower()}"'
-        return f"{text}={list(default) if isinstance(default, tuple) else default}"
-
-    @property
-    def _is_enum(self) -> bool:
-        return isinstance(self.kind, type) and issubclass(self.kind, Enum)
-
-    def value(self, given: Any) -> Any:
-        """As the descriptor takes it."""
-        if not self._is_enum or given is None:
-            return tuple(given) if self.kind is tuple and given is not None else given
-        member = self.kind.__members__.get(str(given).upper())
-        if member is None:
-            known = ", ".join(name.lower() for name in self.kind.__members__)
-            raise InvalidProblem(self.name, f"it must be one of {known}", rule=self.name, value=given)
-        return member
+def _schema(option: Option) -> str:
+    base = "SymInt[]" if option.kind is tuple else "str" if option.is_enum else _TYPES[option.kind]
+    text = f"{base}{'?' if option.optional else ''} {option.name}"
+    default = option.default
+    if default is attrs.NOTHING:
+        return text
+    if isinstance(default, Enum):
+        return f'{text}="{default.name.lower()}"'
+    return f"{text}={list(default) if isinstance(default, tuple) else default}"
 
 
 @frozen(eq=False)
@@ -90,48 +65,27 @@ class TorchOperator:
 
     Attributes:
         registry, op: whose kernels it runs.
-        inputs: tensors that it takes, in order.
-        outputs: tensors that it makes.
-        changed: whether it has a tensor that is read and written: it is then the last input, and nothing is returned.
-        options: fields of the descriptor, taken by keyword.
-        from_shape: fields that an input's shape tells: the input's name, and the axis, or None for the whole shape.
-        from_dtype: fields that an input's dtype tells.
+        signature: what it takes. A tensor that is read and written is the last input, and nothing is returned.
     """
 
     registry: Registry[Plan]
     op: Op
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    changed: bool
-    options: tuple[_Option, ...]
-    from_shape: Mapping[str, tuple[str, int | None]]
-    from_dtype: Mapping[str, str]
+    signature: Signature
 
     @classmethod
     def of(cls, registry: Registry[Plan], op: Op) -> TorchOperator:
         """The operator of an op."""
-        read = [spec for spec in op.specs if spec.role in ("in", "constant")]
-        in_place = [spec for spec in op.specs if spec.role == "inout"]
-        fields = {field.name: field for field in attrs.fields(op.descriptor) if field.init}
-        from_shape: dict[str, tuple[str, int | None]] = {}
-        from_dtype: dict[str, str] = {}
-        for spec in (spec for spec in (*read, *in_place) if not spec.needed):
-            if isinstance(spec.shape, tuple):
-                for axis, size in enumerate(spec.shape):
-                    if size.text in fields:
-                        from_shape.setdefault(size.text, (spec.name, axis))
-            elif spec.shape.text in fields:
-                from_shape.setdefault(spec.shape.text, (spec.name, None))
-            if isinstance(spec.element, str) and spec.element in fields:
-                from_dtype.setdefault(spec.element, spec.name)
-        types = get_type_hints(op.descriptor)
-        options = [
-            _option(field, types[name]) for name, field in fields.items() if name not in (*from_shape, *from_dtype)
-        ]
-        return cls(
-            registry, op, (*read, *in_place), tuple(spec for spec in op.specs if spec.role == "out"), bool(in_place),
-            tuple(options), from_shape, from_dtype,
-        )  # fmt: skip
+        return cls(registry, op, Signature.of(op))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Tensors that it takes, in order."""
+        return self.signature.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Tensors that it makes."""
+        return self.signature.outputs
 
     @property
     def schema(self) -> str:
@@ -141,8 +95,8 @@ class TorchOperator:
             for spec in self.inputs
         ]
         # Fields without a default first, as torch wants keywords.
-        options = sorted(self.options, key=lambda option: option.default is not attrs.NOTHING)
-        keywords = ", ".join(option.schema for option in options)
+        options = sorted(self.signature.options, key=lambda option: option.default is not attrs.NOTHING)
+        keywords = ", ".join(_schema(option) for option in options)
         arguments = ", ".join([*tensors, *(["*", keywords] if keywords else [])])
         return f"{self.op.name}({arguments}) -> {self._returns}"
 
@@ -159,19 +113,7 @@ class TorchOperator:
         return self.op.descriptor(**self._fields(tensors, options))
 
     def _fields(self, tensors: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        fields = {
-            name: tuple(tensors[source].shape) if axis is None else _size(tensors[source], axis, source)
-            for name, (source, axis) in self.from_shape.items()
-        }
-        for name, source in self.from_dtype.items():
-            dtype = tensors[source].dtype
-            element = element_of_torch(dtype)
-            if element is None:
-                raise Unsupported(source, "its dtype must stand for an element", rule="dtype", got=str(dtype))
-            fields[name] = element
-        return fields | {
-            option.name: option.value(options[option.name]) for option in self.options if option.name in options
-        }
+        return self.signature.fields(tensors, options, element_of_torch)
 
     def __call__(self, *tensors: Any, **options: Any) -> Any:
         """Run it: on the device of the first tensor, on its current stream; inputs that kernels cannot read as they lie
@@ -227,21 +169,6 @@ def _names(spec: TensorSpec) -> list[str]:
     return names + ([spec.needed] if spec.needed else [])
 
 
-def _size(tensor: Any, axis: int, name: str) -> Any:
-    if tensor.dim() <= axis:
-        raise InvalidProblem(
-            name, f"it must have more than {axis} axes", rule=f"{name} shape", value=tuple(tensor.shape)
-        )
-    return tensor.shape[axis]
-
-
-def _option(field: Any, kind: Any) -> _Option:
-    alternatives = [one for one in (get_args(kind) if get_origin(kind) is not tuple else ()) if one is not NoneType]
-    optional = NoneType in get_args(kind)
-    kind = alternatives[0] if optional else kind
-    return _Option(field.name, tuple if get_origin(kind) is tuple else kind, optional, field.default)
-
-
 def define(registry: Registry[Plan] | None = None, ops: Sequence[str] | None = None) -> dict[str, TorchOperator]:
     """Define `torch.ops.baracuda.<op>`, for the ops named or, with None, all that the registry has.
 
@@ -260,5 +187,6 @@ def define(registry: Registry[Plan] | None = None, ops: Sequence[str] | None = N
         name = f"{NAMESPACE}::{op.name}"
         torch.library.register_fake(name, operator.fake, lib=library)
         overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
-        library.impl(op.name, kernel_without_gradient(overload, operator.changed), "Autograd", with_keyset=True)
+        without_gradient = kernel_without_gradient(overload, operator.signature.changed)
+        library.impl(op.name, without_gradient, "Autograd", with_keyset=True)
     return made

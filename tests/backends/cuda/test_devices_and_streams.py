@@ -133,6 +133,25 @@ def test_no_stream_means_cupys_current_one_on_the_plans_device_whichever_device_
     assert asked == [1]
 
 
+def test_beside_a_jax_array_no_stream_means_the_next_packages_which_jax_is_told(stub: Any) -> None:
+    kit, plan, own = stub.kit, stub.plan(), stub.args()
+    workspace = bp.allocate_workspace(plan)
+    handle = stub.stream(0)
+    kit.install_torch({0: handle})
+    x = kit.JaxArray(own.x.pointer, (4, 8), flags=0)
+    y = kit.TorchTensor(own.y.pointer, (4, 8), (8, 1))
+    seen = bp.TensorRef.of(x)  # told of the default stream
+    for args in (kit.TinyArgs(x, y), kit.TinyArgs(seen, y), kit.TinyArgs(x, bp.TensorMut.of(y))):
+        with stub.recording() as calls:
+            plan.run(None, workspace, args)
+            plan.bind(args, workspace)()
+        assert streams_of(calls) == [handle] * 4
+    assert set(x.streams) == {1, handle}
+    with stub.recording() as calls:
+        plan.run(None, workspace, kit.TinyArgs(x, own.y))  # memory of no framework
+    assert streams_of(calls) == [0, 0]
+
+
 @pytest.mark.stub(devices=2)
 def test_dlpack_producers_are_told_the_stream_as_the_protocol_numbers_it(stub: Any) -> None:
     kit, plan, own = stub.kit, stub.plan(), stub.args()
