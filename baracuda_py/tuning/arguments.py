@@ -49,15 +49,11 @@ class RotatedArguments:
 
     def of(self, op: Op, descriptor: Any) -> list[dict[str, Any]]:
         """Arguments by name, a set for each copy of the constant ones; the others are shared."""
-        shared: dict[str, Any] = {}
         samples = _samples(op, descriptor)
-        for spec in op.specs:
-            if not spec.needed_on(descriptor):
-                shared[spec.name] = None
-            elif spec.written:
-                shared[spec.name] = empty(spec.shape_on(descriptor), spec.elements_on(descriptor)[0], self.device)
-            elif not self._rotates(spec):
-                shared[spec.name] = to_device(_values(spec, descriptor, samples), self.device)
+        shared = {
+            spec.name: _maker(spec, descriptor, samples, self.device)() if spec.needed_on(descriptor) else None
+            for spec in op.specs if not self._rotates(spec) or not spec.needed_on(descriptor)
+        }  # fmt: skip
         return [shared | constants for constants in self._copies(op, descriptor, samples)]
 
     def _rotates(self, spec: TensorSpec) -> bool:
@@ -68,16 +64,11 @@ class RotatedArguments:
         key = (op.name, *((spec.name, spec.shape_on(descriptor), spec.elements_on(descriptor)) for spec in specs))
         if key not in self._kept:
             self._kept.clear()
-            values = {spec.name: _values(spec, descriptor, samples) for spec in specs}
-            copies = copies_of(sum(array.nbytes for array in values.values()), self.rotated_nbytes)
-            self._kept[key] = [
-                {name: self._copy(array) for name, array in values.items()} for _ in range(copies)
-            ]  # fmt: skip
+            makers = {spec.name: _maker(spec, descriptor, samples, self.device) for spec in specs}
+            first = {name: make() for name, make in makers.items()}
+            copies = copies_of(sum(array.nbytes for array in first.values()), self.rotated_nbytes)
+            self._kept[key] = [first, *({name: make() for name, make in makers.items()} for _ in range(copies - 1))]
         return self._kept[key]
-
-    def _copy(self, array: Any) -> Any:
-        """A copy of its own, on the host too, where `to_device` gives the array itself."""
-        return array.copy() if self.device.kind == "host" else to_device(array, self.device)
 
 
 def bound_calls(plan: Plan, arguments: list[dict[str, Any]], stream: int) -> Calls:
@@ -92,6 +83,16 @@ Samples = Callable[[], Mapping[str, Any]]
 def _samples(op: Op, descriptor: Any) -> Samples:
     """The op's own samples, drawn when they are asked for and once: they may pack a whole weight."""
     return cache(lambda: op.samples(descriptor, np.random.default_rng(0)))
+
+
+def _maker(spec: TensorSpec, descriptor: Any, samples: Samples, device: Device) -> Callable[[], Any]:
+    """Makes arrays of one argument: random, all with the same values; what the op writes, as it comes."""
+    if spec.written:
+        shape, element = spec.shape_on(descriptor), spec.elements_on(descriptor)[0]
+        return lambda: empty(shape, element, device)
+    values = _values(spec, descriptor, samples)
+    # On the host `to_device` gives the array itself.
+    return lambda: values.copy() if device.kind == "host" else to_device(values, device)
 
 
 def _values(spec: TensorSpec, descriptor: Any, samples: Samples) -> Any:

@@ -28,7 +28,9 @@ Replay = Callable[[], float]
 class Timer(Protocol):
     """Makes replays of calls that were bound to `stream`."""
 
-    stream: int
+    @property
+    def stream(self) -> int:
+        """Handle of the stream."""
 
     def replay(self, calls: Calls) -> Any:
         """A context manager that gives the `Replay` of the calls. The first of them is run beforehand."""
