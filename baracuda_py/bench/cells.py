@@ -33,7 +33,7 @@ PRESETS: Mapping[str, tuple[Shape, ...]] = {
     "qwen2.5-32b": _model(5120, 1024, 27648),
     "mixtral-8x7b": _model(4096, 1024, 14336),
 }
-"""Layers by name: those that `h200_frontier.csv` is of, and those of models (an expert's for a mixture)."""
+"""Layers by name: `frontier`, those of 8B to 70B models, and those of one model (of a mixture, one expert's)."""
 
 
 @frozen(order=True)

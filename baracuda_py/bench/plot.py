@@ -33,9 +33,9 @@ _STYLES: Mapping[str, dict[str, Any]] = {
 }
 _COLUMNS = 3
 _PANEL_INCHES = 3.6, 2.9
-_TICKS = (1, 1.5, 2, 3, 5, 8, 12, 20, 50, 100)
-_LEAST = 0.72  # below the limit there is nothing but its name
-_MOST = 60.0  # what is further off lies on the edge
+_NEAR_TICKS, _FAR_TICKS = (1, 1.5, 2, 3, 5, 8, 12, 20), (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_BELOW = 0.16  # part of the axis' height below the limit, where its name stands, over that above
+_COLUMN_LETTERS = 36  # of a title of 12 points
 _PLOTTED = "matplotlib"
 
 
@@ -130,7 +130,10 @@ def _figure(results: Results) -> Any:
     device = results.environment.get("gpu") or results.environment.get("cpu", "")
     for part, ((element, group), panels), height in zip(parts, blocks.items(), heights, strict=True):
         groups = "one group" if group == -1 else f"groups of {group}"
-        part.suptitle(f"AWQ W4A16 GEMM, {element}, {groups}: {device}", fontsize=12, x=0.01, ha="left")
+        title = f"AWQ W4A16 GEMM, {element}, {groups}: {device}"
+        if len(title) > _COLUMN_LETTERS * max(columns, 2):
+            title = title.replace(": ", ":\n", 1)
+        part.suptitle(title, fontsize=12, x=0.01, ha="left")
         _block(part.subplots(height, columns, sharex=True, sharey=True, squeeze=False), panels, results.rates, part)
     return figure
 
@@ -145,14 +148,14 @@ def _block(axes: Any, panels: Panels, rates: Rates, part: Any) -> None:
         axes.flat[index - axes.shape[1]].tick_params(labelbottom=True)
     every = [one for _, cells in ordered for one in series_of(cells)]
     rows = sorted({m for one in every for m, _ in one.points})
-    most = min(_MOST, 1.25 * max(over for one in every for _, over in one.points))
+    most = max(2.0, 1.25 * max(over for one in every for _, over in one.points))
     for axis in axes.flat:
         axis.set_xticks(rows[:: 2 if len(rows) > 7 else 1])
         axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.set_yticks([tick for tick in _TICKS if tick < max(most, 2)])
+        axis.set_yticks([tick for tick in (_NEAR_TICKS if most < 25 else _FAR_TICKS) if tick < most])
         axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
-    axes.flat[0].set_ylim(_LEAST, max(most, 2))
+    axes.flat[0].set_ylim(most**-_BELOW, most)
     for axis in axes[:, 0]:
         axis.set_ylabel("time over the limit")
     for axis in axes[-1]:
@@ -165,11 +168,12 @@ def _panel(axis: Any, shape: tuple[int, int], cells: list[list[Row]], rates: Rat
     """The lines of one weight, and its limit."""
     oc, ic = shape
     axis.set_title(f"{oc} x {ic}", loc="left")
+    place = f"{cells[0][0]['element']}-g{cells[0][0]['group_size']}-{oc}x{ic}"
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.grid(True, which="major", color="#e6e6e6", linewidth=0.7)
-    axis.axhspan(_LEAST, 1, color="#f0f0f0", zorder=0, linewidth=0)
-    axis.axhline(1, color="black", linewidth=1.6, zorder=2).set_gid(f"limit at 1 {oc}x{ic}")
+    axis.axhspan(1e-3, 1, color="#f0f0f0", zorder=0, linewidth=0)
+    axis.axhline(1, color="black", linewidth=1.6, zorder=2).set_gid(f"limit-{place}")
     turn = _turn(cell_of(cells[0][0]), rates)
     if turn is not None and cells[0][0]["m"] < turn < cells[-1][0]["m"]:
         axis.axvline(turn, color="black", linewidth=0.8, linestyle=":", zorder=1)
@@ -177,7 +181,7 @@ def _panel(axis: Any, shape: tuple[int, int], cells: list[list[Row]], rates: Rat
         style = {"linestyle": "-", "markersize": 4.5, **_STYLES[series.name]}
         x, y = zip(*series.points, strict=True)
         (line,) = axis.plot(x, y, zorder=2.5 if series.name == READ else 3, **style)
-        line.set_gid(f"series {series.name} {oc}x{ic}")
+        line.set_gid(f"series-{series.name}-{place}")
 
 
 def _turn(cell: Cell, rates: Rates) -> float | None:
@@ -192,7 +196,8 @@ def _turn(cell: Cell, rates: Rates) -> float | None:
 def _name_lines(part: Any, axes: Any, series: list[Series]) -> None:
     """What the lines are, below the panels, each name in the colour of its line: beside them there is no room."""
     labels = {one.name: one.label for one in series}
-    lines = {line.get_gid().split()[1]: line for axis in axes.flat for line in axis.get_lines() if line.get_gid()}
+    drawn = [(line, (line.get_gid() or "").split("-")) for axis in axes.flat for line in axis.get_lines()]
+    lines = {gid[1]: line for line, gid in drawn if gid[0] == "series"}
     names = [name for name in _STYLES if name in labels]
     columns = len(names) if len(names) <= 4 else -(-len(names) // 2) if axes.shape[1] < _COLUMNS else len(names)
     part.legend(
@@ -211,4 +216,5 @@ def _name_limits(axis: Any, cells: list[Cell], rates: Rates) -> None:
     if turn is None or turn > cells[0].m:
         axis.annotate(f"bytes / {read}", (cells[0].m, 1), (0, -13), **style)
     if dense is not None and turn is not None and turn < cells[-1].m:
-        axis.annotate(f"flop / {dense / 1e6:.3g} TFLOP/s", (cells[-1].m, 1), (0, -13), ha="right", **style)
+        rate = f"{dense / 1e6:.3g} TFLOP/s" if dense >= 1e6 else f"{dense / 1e3:.3g} GFLOP/s"
+        axis.annotate(f"flop / {rate}", (cells[-1].m, 1), (0, -13), ha="right", **style)
