@@ -143,9 +143,11 @@ def _block(axes: Any, panels: Panels, rates: Rates, part: Any) -> None:
     ordered = sorted(panels.items(), key=lambda one: one[0][0] * one[0][1])
     for axis, (shape, cells) in zip(axes.flat, ordered, strict=False):
         _panel(axis, shape, cells, rates)
+    lowest = list(axes[-1])
     for index in range(len(panels), axes.size):
         axes.flat[index].set_axis_off()
-        axes.flat[index - axes.shape[1]].tick_params(labelbottom=True)
+        if len(axes) > 1:
+            lowest.append(axes.flat[index - axes.shape[1]])
     every = [one for _, cells in ordered for one in series_of(cells)]
     rows = sorted({m for one in every for m, _ in one.points})
     most = max(2.0, 1.25 * max(over for one in every for _, over in one.points))
@@ -158,8 +160,9 @@ def _block(axes: Any, panels: Panels, rates: Rates, part: Any) -> None:
     axes.flat[0].set_ylim(most**-_BELOW, most)
     for axis in axes[:, 0]:
         axis.set_ylabel("time over the limit")
-    for axis in axes[-1]:
+    for axis in lowest:
         axis.set_xlabel("rows of the activation (m)")
+        axis.tick_params(labelbottom=True)
     _name_limits(axes.flat[0], [cell_of(one[0]) for one in ordered[0][1]], rates)
     _name_lines(part, axes, every)
 

@@ -46,9 +46,11 @@ def bench(
         list[str] | None, typer.Option("--m", metavar="M,...", help="Rows of the activation. Default: 1 to 4096.")
     ] = None,
     elements: Annotated[
-        list[str] | None, typer.Option("--element", metavar="f16|bf16", help="Of activation and output.")
+        list[str] | None, typer.Option("--element", metavar="f16|bf16", help="Of activation and output. Default: f16.")
     ] = None,
-    group_sizes: Annotated[list[int] | None, typer.Option("--group-size", help="32, 64, 128 or -1.")] = None,
+    group_sizes: Annotated[
+        list[int] | None, typer.Option("--group-size", help="32, 64, 128 or -1. Default: 128.")
+    ] = None,
     layouts: Annotated[
         list[str] | None,
         typer.Option("--layout", metavar="NAME", help="oc_major, hf_gemm or tiled. Default: all."),

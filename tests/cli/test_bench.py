@@ -340,3 +340,21 @@ def test_cells_with_the_same_weights_are_estimated_to_take_less_than_the_first(g
     first, second, other = bench.estimates_s(cells)
     assert second < first
     assert other == pytest.approx(first, rel=0.5)
+
+
+@pytest.mark.gpu
+def test_on_a_real_gpu_all_are_measured_but_those_that_are_not_installed(run, tmp_path):
+    words = ("--shape", "256x512", "--m", "1,32", "--samples", 3, "--rotate", "2MiB", "--no-plot")
+    elements = ("--element", "f16", "--element", "bf16")
+    result = run("bench", *words, *elements, "--device", "cuda", "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    rows = rows_of(tmp_path / "out.json")
+    assert {row["layout"] for row in rows if row["selected"]} == {"oc_major", "hf_gemm", "tiled"}
+    assert {row["kernel"] for row in rows if row["kind"] == "read" and row["median_us"] > 0} == set(READS)
+    for row in rows:
+        if row["absent"]:
+            assert row["kind"] in ("dense", "int4"), row
+            assert "Error" not in row["absent"], row
+        else:
+            assert row["least_us"] > 0
+            assert row["calls"] > 1
