@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from baracuda_py.bench.environment import cpu_name
 from baracuda_py.ops.quantize import awq_host, awq_onnxruntime, awq_packing, awq_reference
+from baracuda_py.tuning import slug
 
 DENSE = "dense x @ w"
 BARE = "bare MatMulNBits"
@@ -61,7 +62,7 @@ def main() -> None:
     record["cores_used_by_others"] = others.cores_used()
     record["headlines"] = headlines(record["cells"])
 
-    path = arguments.output or Path(__file__).parent / "results" / cpu_slug(record["cpu"]) / "host_awq.json"
+    path = arguments.output or Path(__file__).parent / "results" / slug(record["cpu"]) / "host_awq.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print_table(record)
@@ -220,20 +221,6 @@ class OtherProcesses:
             return None
         ticks = sum(map(int, stat.read_text().split()[1:4]))
         return ticks / os.sysconf("SC_CLK_TCK"), time.process_time(), time.perf_counter()
-
-
-def cpu_name() -> str:
-    """The processor's name; family and model too on Linux, since virtual machines shorten the name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor() or platform.machine()
-    fields = dict(re.findall(r"^(.+?)\s*: (.+)$", cpuinfo.read_text(), flags=re.MULTILINE))
-    name = fields.get("model name", platform.machine())
-    return f"{name} family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else name
-
-
-def cpu_slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def print_table(record: dict[str, Any]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from baracuda_py.bench.environment import COMMIT, environment
+from baracuda_py.bench.environment import versions as packages
+from baracuda_py.tuning import slug
 
 __all__ = ["commit", "gpu_environment", "gpu_results", "packages", "slug", "write_result"]
 
@@ -17,15 +18,10 @@ ROOT = Path(__file__).resolve().parent
 _PACKAGES = ("cuda-bindings", "numpy", "ml_dtypes", "attrs", "pytest", "hypothesis", "torch", "nvmath-python")
 
 
-def slug(name: str) -> str:
-    """A folder name: lower case letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def commit() -> str:
     """The commit that is measured, with `+` when the working tree differs from it; BARACUDA_PY_COMMIT where it is set;
     `unknown` outside a checkout."""
-    if given := os.environ.get("BARACUDA_PY_COMMIT"):
+    if given := os.environ.get(COMMIT):
         return given
 
     def git(*words: str) -> str:
@@ -35,17 +31,6 @@ def commit() -> str:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def packages(*names: str) -> dict[str, str]:
-    """Versions of the installed ones of `names`."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _current_gpu() -> Any:
@@ -59,25 +44,7 @@ def _current_gpu() -> Any:
 
 def gpu_environment() -> dict[str, Any]:
     """GPU, driver, commit and versions."""
-    import baracuda_py as bp
-
-    device = _current_gpu()
-    query = ["nvidia-smi", f"--id={device.ordinal}", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
-    driver, memory = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
-    cuda: Any = bp.default_registry().backend("cuda")
-    return {
-        "gpu": device.name,
-        "capability": "sm_{}{}".format(*device.capability),
-        "sm_count": device.sm_count,
-        "memory": memory,
-        "driver": driver,
-        "cuda_driver_api": cuda.driver.version,
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": packages("baracuda-py", *_PACKAGES),
-        "commit": commit(),
-    }
+    return {**environment(_current_gpu()), "packages": packages("baracuda-py", *_PACKAGES), "commit": commit()}
 
 
 def gpu_results() -> Path:

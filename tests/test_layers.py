@@ -33,10 +33,11 @@ ALLOWED = {
     "checkpoints": {"errors", "vocab", "registry", "plan", "arrays", "ops"},
     "interop": {"errors", "vocab", "registry", "operands", "plan", "arrays", "ops", "checkpoints"},
     "quantize": {"errors", "vocab", "registry", "plan", "arrays", "ops", "checkpoints"},
+    "bench": {"errors", "vocab", "registry", "plan", "arrays", "ops", "sys", "tuning"},
     "testing": {"errors", "vocab", "registry", "plan", "arrays"},
     "cli": {
         "errors", "vocab", "registry", "plan", "arrays", "ops", "backends", "sys", "checkpoints", "interop", "quantize",
-        "tuning",
+        "tuning", "bench",
     },
 }
 

@@ -14,7 +14,7 @@ import typer
 from attrs import define
 
 import baracuda_py
-from baracuda_py.cli import convert, demo, doctor, explain, inspect, ops, quantize, run, skus, tune
+from baracuda_py.cli import bench, convert, demo, doctor, explain, inspect, ops, quantize, run, skus, tune
 from baracuda_py.cli.output import error_console, visible
 from baracuda_py.cli.status import EXIT_CODES_HELP, exit_code, message
 
@@ -124,4 +124,12 @@ app.command(
         "baracuda-py tune int4_awq_gemm --problem m=1,ic=4096,oc=4096,weight_layout=hf_gemm",
     ),
 )(tune.tune)
+app.command(
+    "bench",
+    epilog=_examples(
+        "baracuda-py bench --estimate",
+        "baracuda-py bench --preset qwen2.5-7b --m 1,8,64 --budget 5m --output qwen",
+        "baracuda-py bench --device host --shape 1024x1024 --m 1,16",
+    ),
+)(bench.bench)
 app.command("doctor", epilog=_examples("baracuda-py doctor", "baracuda-py doctor --require gpu --json"))(doctor.doctor)

@@ -38,6 +38,7 @@ __all__ = [
     "table_json",
     "tables_for",
     "write_table",
+    "write_text",
 ]
 
 FOLDER = "BARACUDA_PY_TUNING"
@@ -179,12 +180,17 @@ def _what(error: Exception) -> str:
 
 
 def write_table(table: TuningTable, path: Path) -> None:
-    """Write what `load_table` reads; whoever reads meanwhile, and whoever is stopped, finds the old file or the new."""
+    """Write what `load_table` reads, as `write_text`."""
+    write_text(path, table_json(table))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file; whoever reads meanwhile, and whoever is stopped, finds the old one or the new."""
     target = Path(os.path.realpath(path))
     made = target.with_name(f".{target.name}.saving-{secrets.token_hex(4)}")
     try:
         with made.open("w", encoding="utf-8") as file:
-            file.write(table_json(table))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(made, target)

@@ -1,0 +1,174 @@
+"""Measures cells: all contenders of one in turns; says beforehand how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+
+from attrs import define, frozen
+
+from baracuda_py.bench.cells import Cell
+from baracuda_py.bench.contenders import Absent, Contender, Lineup
+from baracuda_py.errors import Unsupported
+from baracuda_py.tuning.timing import Replay, Spread, in_turns, timer_on
+from baracuda_py.vocab.enums import ElementKind
+
+__all__ = ["Bench", "Ceilings", "Forecast", "Measured", "measured_within"]
+
+_READ_NBYTES = {"cuda": 1 << 30, "host": 256 << 20}  # of the read that gives the bandwidth
+_DENSE_SIDE = {"cuda": 8192, "host": 1024}  # of the square product that gives the peak
+_CAPTURE_S, _CALL_S = 5e-3, 5e-5  # of a contender, and of each of its calls: binding, capturing
+_UPLOADED_PER_S = 1e9  # bytes of weights that are drawn and copied
+
+
+@frozen
+class Ceilings:
+    """The highest rates: of reads, bytes a us; of dense products, flop a us by element."""
+
+    read: float
+    dense: dict[ElementKind, float]
+
+
+@frozen(eq=False)
+class Measured:
+    """A cell's results: the times of its contenders, and those that were absent."""
+
+    cell: Cell
+    times: tuple[tuple[Contender, Spread], ...]
+    absent: tuple[Absent, ...]
+
+
+@frozen(eq=False)
+class Bench:
+    """Measures cells on one device.
+
+    Attributes:
+        lineup: the contenders.
+        samples: rounds, in each of which every contender is timed once.
+    """
+
+    lineup: Lineup
+    samples: int = 20
+
+    def __attrs_post_init__(self) -> None:
+        device = self.lineup.device
+        if device.dry:
+            raise Unsupported(
+                "bench", "the device must be the host or a GPU of this machine", rule="device", got=str(device)
+            )
+
+    def estimate_s(self, cell: Cell, kept: Cell | None = None) -> float:
+        """Seconds that the cell takes, by the estimates of selection; `kept`: the cell that was measured before it."""
+        found = [one for one in self.lineup.of(cell) if isinstance(one, Contender)]
+        total = sum(self._estimate_s(one) for one in found)
+        if kept is None or kept.weights != cell.weights:
+            kinds = len({(one.kind, one.layout) for one in found})
+            total += kinds * max(self.lineup.rotated_nbytes, cell.weight_nbytes) / _UPLOADED_PER_S
+        return total
+
+    def _estimate_s(self, one: Contender) -> float:
+        replays = 2 * self.samples + 2 if self.lineup.device.kind == "cuda" else self.samples + 1
+        return _CAPTURE_S + one.copies * (_CALL_S + 1e-6 * replays * one.estimate_us)
+
+    def estimates_s(self, cells: Sequence[Cell]) -> list[float]:
+        """Seconds of each of the cells, measured in this order."""
+        return [self.estimate_s(cell, kept) for cell, kept in zip(cells, [None, *cells], strict=False)]
+
+    def ceilings_cells(self, elements: Sequence[ElementKind]) -> list[Contender | Absent]:
+        """What gives the highest rates: a read of much, and a large square product of each element."""
+        kind = self.lineup.device.kind
+        side = _DENSE_SIDE[kind]
+        squares = [Cell(element, 128, side, side, side) for element in elements]
+        return [*self.lineup.reads(_READ_NBYTES[kind]), *(self.lineup.dense(square) for square in squares)]
+
+    def ceilings(self, elements: Sequence[ElementKind]) -> Ceilings:
+        """The highest rates that the device reaches."""
+        read, dense = 0.0, {}
+        flop = 2 * _DENSE_SIDE[self.lineup.device.kind] ** 3
+        for one in self.ceilings_cells(elements):
+            # One at a time: they do not compete, and together take gigabytes.
+            for contender, spread in self._times([one])[0]:
+                if contender.element is None:
+                    read = max(read, contender.nbytes / spread.median_us)
+                else:
+                    dense[contender.element] = flop / spread.median_us
+        return Ceilings(read, dense)
+
+    def measure(self, cell: Cell) -> Measured:
+        """All contenders of a cell, in turns. One that cannot be prepared is absent, with what it raised.
+
+        Raises:
+            BaracudaError: nobody could be prepared: the device is in no state to go on.
+        """
+        times, absent = self._times(list(self.lineup.of(cell)))
+        return Measured(cell, times, absent)
+
+    def _times(
+        self, lineup: Sequence[Contender | Absent]
+    ) -> tuple[tuple[tuple[Contender, Spread], ...], tuple[Absent, ...]]:
+        absent = [one for one in lineup if isinstance(one, Absent)]
+        failed: Exception | None = None
+        with timer_on(self.lineup.registry, self.lineup.device) as timer, ExitStack() as stack:
+            ready: dict[Contender, Replay] = {}
+            for one in lineup:
+                if isinstance(one, Absent):
+                    continue
+                try:
+                    ready[one] = stack.enter_context(one.replay(timer))
+                except Exception as error:  # a library's, a driver's: the others are worth measuring all the same
+                    failed = error
+                    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                    absent.append(Absent(one.kind, one.kernel, one.element, one.layout, reason))
+            if failed is not None and not ready:
+                raise failed
+            by_name = {str(number): replay for number, replay in enumerate(ready.values())}
+            times = in_turns(by_name, self.samples) if ready else {}
+        return tuple(zip(ready, map(Spread.of, times.values()), strict=True)), tuple(absent)
+
+
+@define
+class Forecast:
+    """How long is left, by estimates that are corrected by what cells have taken.
+
+    Attributes:
+        left_s: estimates of the cells that are not measured yet.
+    """
+
+    left_s: list[float]
+    _estimated_s: float = 0.0
+    _taken_s: float = 0.0
+
+    @property
+    def correction(self) -> float:
+        """Seconds taken for each that was estimated; 1 before anything was measured."""
+        return self._taken_s / self._estimated_s if self._estimated_s else 1.0
+
+    @property
+    def next_s(self) -> float:
+        """Of the next cell."""
+        return self.left_s[0] * self.correction
+
+    @property
+    def total_s(self) -> float:
+        """Of all that are left."""
+        return sum(self.left_s) * self.correction
+
+    def took(self, seconds: float) -> None:
+        """The next cell is measured."""
+        self._estimated_s += self.left_s.pop(0)
+        self._taken_s += seconds
+
+
+def measured_within(
+    bench: Bench, cells: Sequence[Cell], budget_s: float | None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Measured]:
+    """Measure cells in order, until the next one would not end within `budget_s` seconds of now."""
+    begun, forecast = clock(), Forecast(bench.estimates_s(cells))
+    for cell in cells:
+        start = clock()
+        if budget_s is not None and start - begun + forecast.next_s > budget_s:
+            return
+        measured = bench.measure(cell)
+        forecast.took(clock() - start)
+        yield measured
