@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from baracuda_py.errors import InvalidProblem, MisalignedOperand, Unsupported, WorkspaceTooSmall
 from baracuda_py.operands import OperandChecker
 from baracuda_py.registry import Explanation, Kernel, Op, Registry, Selection
-from baracuda_py.vocab.code import Executable, Launch, PtxCode, RelocatableExecutable
+from baracuda_py.vocab.code import Executable, Launch, OverlappingExecutable, PtxCode, RelocatableExecutable
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import PlanPreference, Workspace
 from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
@@ -144,19 +144,29 @@ class Plan:
         if executable is not None:
             executable.run(handle, workspace.pointer, views)
 
-    def bind(self, args: Any, workspace: Workspace = Workspace.NONE, stream: Any = None) -> Callable[[], None]:
+    def bind(
+        self, args: Any, workspace: Workspace = Workspace.NONE, stream: Any = None, *, overlap: bool = False
+    ) -> Callable[[], None]:
         """Check everything once and return a callable that only launches.
 
         The callable keeps the arguments and the workspace alive, and uses `stream`, or with None the stream that is
         current when it is called. It may have read the op's constant arguments (weights) already: change those, and
         bind again. Raises as `run`.
+
+        With `overlap`, a kernel that can (`Launch.overlaps`) begins while the launch ahead of it on the stream ends:
+        the caller promises that that launch does not write the op's constant arguments. Others take no notice.
         """
         executable, handle, views = self._ready(stream, workspace, args)
         if executable is None:
             return _nothing
+        overlaps = overlap and self.launches and self.launches[0].overlaps
+        if overlaps and isinstance(executable, OverlappingExecutable):
+            bind = executable.bind_overlapping
+        else:
+            bind = executable.bind
         if stream is None:
-            return executable.bind(None, workspace, views)
-        bound = executable.bind(handle, workspace, views)
+            return bind(None, workspace, views)
+        bound = bind(handle, workspace, views)
         return bound if type(stream) is int else _Holding(bound, stream)
 
     def _ready(

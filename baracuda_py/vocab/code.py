@@ -26,11 +26,13 @@ __all__ = [
     "HostCode",
     "Launch",
     "LibraryCode",
+    "OverlappingExecutable",
     "Pointer",
     "PtxCode",
     "RelocatableExecutable",
     "Stride",
     "TensorMap",
+    "WhenOverlapping",
     "f32",
 ]
 
@@ -76,12 +78,20 @@ class TensorMap:
     box: tuple[int, ...]
 
 
+@frozen
+class WhenOverlapping:
+    """Kernel parameter: a number that is another one in a launch that may overlap the one before it."""
+
+    plain: int
+    overlapping: int
+
+
 def f32(value: float) -> int:
     """A float32 kernel parameter, as the bits of its slot."""
     return int.from_bytes(struct.pack("<f", value), "little")
 
 
-Parameter = int | Pointer | Stride | TensorMap | tuple[int | Stride, ...]
+Parameter = int | Pointer | Stride | TensorMap | WhenOverlapping | tuple[int | Stride, ...]
 
 
 @frozen
@@ -94,6 +104,8 @@ class Launch:
         parameters: in the kernel's order; a tuple is a by-value struct of 64-bit fields.
         shared_bytes: dynamic shared memory.
         module: the PTX module that holds the entry; empty: the one of the `PtxCode`.
+        overlaps: whether it may begin before the launch ahead of it has ended, because it waits for that itself before
+            it reads anything but the op's constant arguments, and before it writes (programmatic dependent launch).
     """
 
     entry: str
@@ -102,6 +114,7 @@ class Launch:
     parameters: tuple[Parameter, ...]
     shared_bytes: int = 0
     module: str = ""
+    overlaps: bool = False
 
 
 @frozen
@@ -183,6 +196,16 @@ class RelocatableExecutable(Executable, Protocol):
         self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
     ) -> None:
         """As `run` with `operands`, of which only `addresses` (0 for absent ones) says where they lie."""
+
+
+@runtime_checkable
+class OverlappingExecutable(Executable, Protocol):
+    """One whose first launch may begin before what is ahead of it on the stream has ended, where `Launch.overlaps`."""
+
+    def bind_overlapping(
+        self, stream: int | None, workspace: Workspace, operands: Sequence[TensorRef | None]
+    ) -> Callable[[], None]:
+        """As `bind`."""
 
 
 @runtime_checkable

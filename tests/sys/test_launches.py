@@ -6,7 +6,7 @@ import pytest
 
 import baracuda_py as bp
 from baracuda_py.sys import module
-from baracuda_py.vocab.code import Launch, Pointer, PtxCode, Stride, TensorMap
+from baracuda_py.vocab.code import Launch, Pointer, PtxCode, Stride, TensorMap, WhenOverlapping
 from baracuda_py.vocab.device import Device, dry_device
 
 DEVICES = [dry_device(name) for name in ("sm_80", "sm_86", "sm_90", "sm_120")]
@@ -32,6 +32,8 @@ def _check(launch: Launch, code: PtxCode, device: Device) -> None:
     entry = module(launch.module or code.module, code.arch.name.lower()).entry(launch.entry)
     assert len(launch.parameters) == len(entry.parameter_nbytes)
     for parameter, nbytes in zip(launch.parameters, entry.parameter_nbytes, strict=True):
+        if isinstance(parameter, WhenOverlapping):
+            parameter = max(parameter.plain, parameter.overlapping)
         assert nbytes in _nbytes(parameter), (launch.entry, parameter)
         if nbytes == 4:
             assert isinstance(parameter, int)

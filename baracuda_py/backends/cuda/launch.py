@@ -20,7 +20,7 @@ from baracuda_py.backends.cuda.context import Context
 from baracuda_py.backends.cuda.driver import Driver
 from baracuda_py.backends.cuda.streams import current_stream, stream_handle
 from baracuda_py.backends.cuda.tensor_maps import SLOTS, encoder
-from baracuda_py.vocab.code import WORKSPACE, Launch, Parameter, Pointer, Stride, TensorMap
+from baracuda_py.vocab.code import WORKSPACE, Launch, Parameter, Pointer, Stride, TensorMap, WhenOverlapping
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import Workspace
 from baracuda_py.vocab.tensors import TensorRef, stream_owner
@@ -28,6 +28,7 @@ from baracuda_py.vocab.tensors import TensorRef, stream_owner
 __all__ = ["CudaExecutable"]
 
 _MASK = (1 << 64) - 1
+_CONFIGURATIONS = 64  # of launches, that a bound call keeps
 
 
 @frozen(eq=False)
@@ -99,12 +100,16 @@ def _slots(part: _Part) -> int:
     return SLOTS if isinstance(part, TensorMap) else 1
 
 
-def _flatten(parameters: tuple[Parameter, ...]) -> tuple[tuple[_Part, ...], tuple[int, ...], int]:
+def _flatten(
+    parameters: tuple[Parameter, ...], overlapping: bool
+) -> tuple[tuple[_Part, ...], tuple[int, ...], int]:
     """All parts in order, the first slot of each parameter, and the number of slots."""
     parts: list[_Part] = []
     offsets, slots = [], 0
     for parameter in parameters:
         offsets.append(slots)
+        if isinstance(parameter, WhenOverlapping):
+            parameter = parameter.overlapping if overlapping else parameter.plain
         own = parameter if isinstance(parameter, tuple) else (parameter,)
         parts += own
         slots += sum(map(_slots, own))
@@ -116,8 +121,10 @@ class _Step:
 
     __slots__ = ("function", "geometry", "layout", "pack")
 
-    def __init__(self, driver: Driver, function: Any, launch: Launch, names: tuple[str, ...]) -> None:
-        parts, offsets, slots = _flatten(launch.parameters)
+    def __init__(
+        self, driver: Driver, function: Any, launch: Launch, names: tuple[str, ...], overlapping: bool = False
+    ) -> None:
+        parts, offsets, slots = _flatten(launch.parameters, overlapping)
         self.function = function
         self.geometry = (*launch.grid, *launch.block, launch.shared_bytes)
         self.layout = _layout(offsets, slots)
@@ -138,6 +145,7 @@ class CudaExecutable:
         self.launches = launches
         self.device: Device = context.device
         self._driver = driver
+        self._names = names
         self._launch_kernel = driver.api.cuLaunchKernel
         self._context = context
         self._steps = [_Step(driver, f, launch, names) for f, launch in zip(functions, launches, strict=True)]
@@ -175,12 +183,55 @@ class CudaExecutable:
         self, stream: int | None, workspace: Workspace, operands: Sequence[TensorRef | None]
     ) -> Callable[[], None]:
         """A callable with frames of its own, filled once."""
-        calls, addresses = [], _addresses(operands)
-        for step in self._steps:
-            frame = _Frame(step.layout)
-            step.pack(frame.buffer, addresses, operands, workspace.pointer)
-            calls.append(((step.function, *step.geometry), frame))
-        return _bound(self, stream, tuple(calls), (workspace, tuple(operands)))
+        held = workspace, tuple(operands)
+        return _bound(self, stream, [self._bound_step(step, *held) for step in self._steps], held)
+
+    def bind_overlapping(
+        self, stream: int | None, workspace: Workspace, operands: Sequence[TensorRef | None]
+    ) -> Callable[[], None]:
+        """See `OverlappingExecutable`."""
+        held = workspace, tuple(operands)
+        plain, *rest = self._steps
+        first = _Step(self._driver, plain.function, self.launches[0], self._names, overlapping=True)
+        launch = _OverlappingLaunch(self._driver, *self._bound_step(first, *held))
+        return _bound(self, stream, [self._bound_step(step, *held) for step in rest], held, launch)
+
+    def _bound_step(
+        self, step: _Step, workspace: Workspace, operands: Sequence[TensorRef | None]
+    ) -> tuple[tuple[Any, ...], _Frame]:
+        """What cuLaunchKernel is given before the stream, and a frame, filled."""
+        frame = _Frame(step.layout)
+        step.pack(frame.buffer, _addresses(operands), operands, workspace.pointer)
+        return (step.function, *step.geometry), frame
+
+
+class _OverlappingLaunch:
+    """A launch that may begin before what is ahead of it has ended; called with the stream, gives the CUresult."""
+
+    def __init__(self, driver: Driver, head: tuple[Any, ...], frame: _Frame) -> None:
+        self._api = driver.api
+        self._function, *self._geometry = head
+        self._frame = frame
+        self._configurations: dict[int, Any] = {}  # by stream: a graph's, a framework's; a thread must not share one
+
+    def __call__(self, stream: int) -> Any:
+        key = stream ^ threading.get_ident() << 64
+        configuration = self._configurations.get(key)
+        if configuration is None:
+            if len(self._configurations) >= _CONFIGURATIONS:
+                self._configurations.clear()
+            configuration = self._configurations[key] = self._made_for(stream)
+        return self._api.cuLaunchKernelEx(configuration, self._function, self._frame.address, 0)[0]
+
+    def _made_for(self, stream: int) -> Any:
+        api, made = self._api, self._api.CUlaunchConfig()
+        made.gridDimX, made.gridDimY, made.gridDimZ, made.blockDimX, made.blockDimY, made.blockDimZ = self._geometry[:6]
+        made.sharedMemBytes, made.hStream = self._geometry[6], api.CUstream(stream)
+        attribute = api.CUlaunchAttribute()
+        attribute.id = api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        made.attrs, made.numAttrs = [attribute], 1
+        return made
 
 
 def _addresses(operands: Sequence[TensorRef | None]) -> list[int]:
@@ -188,8 +239,9 @@ def _addresses(operands: Sequence[TensorRef | None]) -> list[int]:
 
 
 def _bound(
-    executable: CudaExecutable, stream: int | None, calls: tuple[tuple[tuple[Any, ...], _Frame], ...], held: Any
-) -> Callable[[], None]:
+    executable: CudaExecutable, stream: int | None, calls: Sequence[tuple[tuple[Any, ...], _Frame]], held: Any,
+    first: _OverlappingLaunch | None = None,
+) -> Callable[[], None]:  # fmt: skip
     launch_kernel, context, driver = executable._launch_kernel, executable._context, executable._driver
     ordinal = executable._ordinal
     owner = stream_owner(held[1])
@@ -198,6 +250,8 @@ def _bound(
         handle = current_stream(owner, ordinal) if stream is None else stream
         pushed = context.enter()
         try:
+            if first is not None and (status := first(handle)):
+                raise driver.error(status, "cuLaunchKernelEx")
             for head, frame in calls:
                 status = launch_kernel(*head, handle, frame.address, 0)[0]
                 if status:

@@ -15,7 +15,7 @@ from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, streamin
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS, Tiling
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
-from baracuda_py.vocab.code import Launch, PtxCode, Stride, TensorMap
+from baracuda_py.vocab.code import Launch, PtxCode, Stride, TensorMap, WhenOverlapping
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.enums import (
     ArchSku,
@@ -43,7 +43,7 @@ _BARRIER_BYTES = 8
 # behind them (H200, our prototype).
 _IN_FLIGHT = 68 * 1024
 _MAX_STAGES = 8
-_EARLY_STAGES = 1  # units of a ring that are asked for before x
+_EARLY_STAGES = 1  # units of a ring that are asked for before x; all, where x has to be waited for
 _GRID_Y = (1 << 16) - 1
 _INT = (1 << 31) - 1
 
@@ -136,9 +136,10 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
             f"awq_gemm_tiled_sm90a_{desc.element.name.lower()}_{name}",
             (tile.blocks(desc.oc, device.sm_count), _ceil_div(desc.m, tokens), 1),
             (32 * (tile.warps + 1), 1, 1),
-            (*operands(desc), boxes, tokens, stages, slots, tiles, min(_EARLY_STAGES, stages)),
+            (*operands(desc), boxes, tokens, stages, slots, tiles, WhenOverlapping(min(_EARLY_STAGES, stages), stages)),
             tile.shared_nbytes(tiling, tokens, stages, slots),
             _module(desc.element, tiling.groups_of_block),
+            overlaps=True,
         ),
     )
 

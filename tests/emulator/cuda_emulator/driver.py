@@ -215,6 +215,15 @@ class EmulatedDriver:
             return (_SUCCESS,)
         return self.run(function, geometry, parameters)
 
+    def cuLaunchKernelEx(self, configuration: Any, function: _Function, parameters: int, _extra: int) -> Any:
+        (attribute,) = configuration.attrs
+        serialization = bindings.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        assert attribute.id == serialization
+        assert attribute.value.programmaticStreamSerializationAllowed == 1
+        names = ("gridDimX", "gridDimY", "gridDimZ", "blockDimX", "blockDimY", "blockDimZ", "sharedMemBytes")
+        geometry = [getattr(configuration, name) for name in names]
+        return self.cuLaunchKernel(function, *geometry, int(configuration.hStream), parameters, 0)
+
     def run(self, function: _Function, geometry: Sequence[int], parameters: int) -> Any:
         """Run a launch to its end; a fault becomes the CUresult that a GPU would give, and stays in `fault`."""
         name = function.kernel.name

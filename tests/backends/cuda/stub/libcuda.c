@@ -394,6 +394,24 @@ API cuLaunchKernel(Function *function, unsigned grid_x, unsigned grid_y, unsigne
   return 0;
 }
 
+typedef struct {
+  int id;
+  char pad[4];
+  union { char bytes[64]; int allowed; } value;
+} Attribute;
+typedef struct {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared;
+  Stream *stream;
+  Attribute *attributes;
+  unsigned count;
+} Configuration;
+API cuLaunchKernelEx(const Configuration *given, Function *function, void **parameters, void **extra) {
+  ENTER(", \"attributes\": %u, \"attribute\": %d, \"value\": %d", given->count, given->count ? given->attributes->id : 0,
+        given->count ? given->attributes->value.allowed : 0);
+  return cuLaunchKernel(function, given->grid_x, given->grid_y, given->grid_z, given->block_x, given->block_y,
+                        given->block_z, given->shared, given->stream, parameters, extra);
+}
+
 /* ---- look-up: cuda.bindings asks for every function by its plain name; an absent one fails when it is called ---- */
 API cuGetProcAddress_v2(const char *symbol, void **out, int wanted, uint64_t flags, int *found);
 #define ENTRY(name) {#name, (void *)name}
@@ -404,7 +422,7 @@ static const struct { const char *name; void *function; } table[] = {
   ENTRY(cuCtxSynchronize), ENTRY(cuMemAlloc), ENTRY(cuMemFree), ENTRY(cuMemcpyHtoD), ENTRY(cuMemcpyDtoH),
   ENTRY(cuStreamCreate), ENTRY(cuStreamGetCtx), ENTRY(cuStreamSynchronize), ENTRY(cuStreamBeginCapture),
   ENTRY(cuStreamEndCapture), ENTRY(cuThreadExchangeStreamCaptureMode), ENTRY(cuLibraryLoadData), ENTRY(cuLibraryGetKernel), ENTRY(cuKernelGetFunction),
-  ENTRY(cuFuncGetAttribute), ENTRY(cuFuncSetAttribute), ENTRY(cuLaunchKernel), ENTRY(cuTensorMapEncodeTiled),
+  ENTRY(cuFuncGetAttribute), ENTRY(cuFuncSetAttribute), ENTRY(cuLaunchKernel), ENTRY(cuTensorMapEncodeTiled), ENTRY(cuLaunchKernelEx),
   {"cuGetProcAddress", (void *)cuGetProcAddress_v2},
 };
 API cuGetProcAddress_v2(const char *symbol, void **out, int wanted, uint64_t flags, int *found) {

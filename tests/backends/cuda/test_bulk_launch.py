@@ -1,4 +1,4 @@
-"""Tensor maps as kernel parameters: what the driver is asked to encode, when, and what a launch gets."""
+"""The AWQ GEMM of bulk copies as a launch: its tensor map, and how it may overlap the launch ahead of it."""
 
 from __future__ import annotations
 
@@ -91,3 +91,53 @@ def test_a_map_that_the_driver_refuses_is_an_error(stub: Any) -> None:
     with pytest.raises(DriverError, match="cuTensorMapEncodeTiled"):
         plan.run(None, bp.Workspace.NONE, args)
     assert not stub.calls("cuLaunchKernel")
+
+
+@pytest.mark.stub(capability="9.0")
+def test_only_what_is_bound_to_overlap_has_the_attribute(stub: Any) -> None:
+    plan, args = made()
+    plain, overlapping = plan.bind(args), plan.bind(args, overlap=True)
+    with stub.recording() as calls:
+        plain()
+        overlapping()
+        overlapping()
+    first, second = (call for call in calls if call["call"] == "cuLaunchKernelEx")
+    assert first["attributes"] == second["attributes"] == 1
+    assert (first["attribute"], first["value"]) == (6, 1)  # PROGRAMMATIC_STREAM_SERIALIZATION
+    one, other, _ = (call for call in calls if call["call"] == "cuLaunchKernel")  # which the stub's other calls
+    same = ("entry", "grid", "block", "shared", "stream")
+    assert [one[name] for name in same] == [other[name] for name in same]
+    *leading, early = one["parameters"]
+    assert other["parameters"][:-1] == leading
+    stages = int.from_bytes(bytes.fromhex(leading[-3]), "little")
+    values = [int.from_bytes(bytes.fromhex(text), "little") for text in (early, other["parameters"][-1])]
+    assert values == [1, stages], "units of weights that are asked for before x"
+
+
+@pytest.mark.stub(capability="9.0")
+def test_an_overlapping_call_goes_to_the_stream_that_is_current(stub: Any) -> None:
+    plan, args = made()
+    handle = stub.stream(0)
+    streams = {0: handle}
+    stub.kit.install_torch(streams)
+    x = stub.kit.TorchTensor(args.activation.pointer, (M, IC), (IC, 1))
+    call = plan.bind(bp.Int4AwqGemmArgs(x, args.weight_packed, None, None, args.output), overlap=True)
+    for streams[0] in (handle, 0, handle):
+        call()
+    assert [one["stream"] for one in stub.calls("cuLaunchKernel")] == [handle, 0, handle]
+
+
+def test_a_kernel_that_cannot_overlap_takes_no_notice(stub: Any) -> None:
+    plan, args = stub.plan(), stub.args()
+    plan.bind(args, bp.allocate_workspace(plan), overlap=True)()
+    assert len(stub.calls("cuLaunchKernel")) == 2
+    assert not stub.calls("cuLaunchKernelEx")
+
+
+@pytest.mark.stub(capability="9.0")
+def test_an_overlapping_launch_that_fails_is_an_error(stub: Any) -> None:
+    plan, args = made()
+    call = plan.bind(args, overlap=True)
+    stub.fail("cuLaunchKernelEx", 719)
+    with pytest.raises(DriverError, match="cuLaunchKernelEx"):
+        call()
