@@ -287,10 +287,22 @@ def test_what_a_kernel_can_read_is_not_copied():
 
 def test_plans_of_ever_new_numbers_of_rows_are_not_kept_for_ever(monkeypatch):
     monkeypatch.setattr(sys.modules[AwqLinear.__module__], "_MOST_PLANS", 3)
-    module, _ = filled()
+    module, _ = filled(group_size=64)
+    plans = sys.modules[AwqLinear.__module__]._plans
+    plans.clear()
     for rows in range(1, 9):
         module(torch.zeros(rows, IC).half())
-        assert len(module._plans) <= 3
+        assert 0 < len(plans[module._sort()]) <= 3
+
+
+def test_modules_of_one_sort_share_plans():
+    plans = sys.modules[AwqLinear.__module__]._plans
+    plans.clear()
+    for bias in (True, True, False):
+        module, w = filled(bias=bias)
+        x = torch.randn(3, IC).half()
+        close(module(x), x, w, module.bias)
+    assert [len(found) for found in plans.values()] == [1, 1]
 
 
 def test_compiled_too_a_wrong_width_is_refused_by_name():
