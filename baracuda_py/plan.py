@@ -164,8 +164,8 @@ class Plan:
         Returns:
             a callable `(owner, workspace, addresses)` that enqueues on the stream that is current for the framework of
             `owner`, a tensor, and checks nothing: `addresses` are those of the op's arguments in order, 0 for absent
-            ones, and `workspace` that of `workspace_size` bytes. The caller answers for their shapes, strides, elements,
-            alignment and device, and that they do not overlap. None where a kernel needs more than addresses, as on the
+            ones, and `workspace` that of `workspace_size` bytes. The caller answers for shapes, strides, elements,
+            alignment and device, and that nothing overlaps. None where a kernel needs more than addresses, as on the
             host.
 
         Raises:

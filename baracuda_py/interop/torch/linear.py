@@ -296,9 +296,8 @@ class AwqLinear(torch.nn.Module):
 
     def _sort(self) -> tuple[Any, ...]:
         """What a plan depends on, besides the input."""
-        return (
-            self.in_features, self.out_features, self.group_size, self.layout, self.scales_element, self.bias is not None,
-        )  # fmt: skip
+        sizes = self.in_features, self.out_features, self.group_size
+        return (*sizes, self.layout, self.scales_element, self.bias is not None)
 
     def _descriptor(self, rows: int, element: ElementKind, bias: bool) -> Int4AwqGemmDescriptor:
         return Int4AwqGemmDescriptor(
