@@ -172,9 +172,10 @@ class Plan:
             as `run`.
         """
         run_at = self._run_at
-        executable, _, views = self._ready(None, workspace, args)
-        if executable is None or run_at is None:
+        if run_at is None:
             return None
+        executable, _, views = self._ready(None, workspace, args)
+        assert executable is not None
         stream_handle = executable.stream_handle
         forms = [None if view is None else view.moved(view.pointer, None) for view in views]
 

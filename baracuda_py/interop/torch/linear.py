@@ -202,12 +202,17 @@ class AwqLinear(torch.nn.Module):
         workspace = workspace_for(plan, flat)
         plan.run(None, workspace, args)
         made = output if x.dim() == 2 else output.view(*x.shape[:-1], self.out_features)
-        launch = plan.relocatable(args, workspace)
-        if launch is not None:
-            launches = _launches.setdefault((self._sort(), self.qweight.device), {})
-            _keep(launches, (x.shape, x.dtype, x.device, type(x)), (launch, made.shape, plan.workspace_size))
-            self._checked = (*(_weak(self._buffers[part]) for part in _PARTS), launches)
+        key = x.shape, x.dtype, x.device, type(x)
+        if self._checked is None or key not in self._checked[-1] or self._changed(self._checked):
+            launch = plan.relocatable(args, workspace)
+            if launch is not None:
+                launches = _launches.setdefault((self._sort(), self.qweight.device), {})
+                _keep(launches, key, (launch, made.shape, plan.workspace_size))
+                self._checked = (*(_weak(self._buffers[part]) for part in _PARTS), launches)
         return made
+
+    def _changed(self, checked: tuple[Any, ...]) -> bool:
+        return any(was() is not self._buffers[part] for part, was in zip(_PARTS, checked, strict=False))
 
     def extra_repr(self) -> str:
         """What `print` shows."""
