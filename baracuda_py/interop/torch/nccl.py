@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["NcclCollective"]
 
 _SUCCESS, _IN_PROGRESS = 0, 7  # of ncclResult_t
-_POLL_S = 0.001  # between two looks at what NCCL has in progress
+_SPIN_S = 0.002  # NCCL enqueues a call in microseconds, from a thread of its own; for longer things, poll
+_POLL_S = 0.001
 _WATCH_S = 0.1  # between two looks at what the GPU has not finished
 
 
@@ -168,13 +169,14 @@ class NcclCollective:
 
     def _enqueue(self, name: str, call: Any) -> None:
         """Make a call of the communicator and wait till NCCL has taken it, not till the GPU has done it."""
-        end = time.monotonic() + self.timeout_s
+        begun = time.monotonic()
         try:
             call(self._communicator)
             while (state := int(self._communicator.get_async_error())) == _IN_PROGRESS:
-                if time.monotonic() > end:
+                passed = time.monotonic() - begun
+                if passed > self.timeout_s:
                     raise self._abort(f"every rank must come to {name}", f"nothing for {self.timeout_s:g} s")
-                time.sleep(_POLL_S)
+                time.sleep(0 if passed < _SPIN_S else _POLL_S)
         except self._nccl.NCCLError as error:
             raise self._abort(f"NCCL must be able to {name}", str(error)) from error
         if state != _SUCCESS:
