@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import baracuda_py as bp
 from baracuda_py import checkpoints
 from baracuda_py.errors import InvalidProblem, Unsupported
-from baracuda_py.interop.torch import AwqLinear
+from baracuda_py.interop.torch import AwqLinear, kept
 from baracuda_py.interop.torch.calls import readable, workspace_for
 from baracuda_py.quantize import quantize_awq
 
@@ -286,9 +286,9 @@ def test_what_a_kernel_can_read_is_not_copied():
 
 
 def test_plans_of_ever_new_numbers_of_rows_are_not_kept_for_ever(monkeypatch):
-    monkeypatch.setattr(sys.modules[AwqLinear.__module__], "_MOST_PLANS", 3)
+    monkeypatch.setattr(kept, "_MOST", 3)
     module, _ = filled(group_size=64)
-    plans = sys.modules[AwqLinear.__module__]._plans
+    plans = kept.plans
     plans.clear()
     for rows in range(1, 9):
         module(torch.zeros(rows, IC).half())
@@ -296,7 +296,7 @@ def test_plans_of_ever_new_numbers_of_rows_are_not_kept_for_ever(monkeypatch):
 
 
 def test_modules_of_one_sort_share_plans():
-    plans = sys.modules[AwqLinear.__module__]._plans
+    plans = kept.plans
     plans.clear()
     for bias in (True, True, False):
         module, w = filled(bias=bias)

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 import baracuda_py as bp
 from baracuda_py.errors import InvalidProblem, Unsupported
-from baracuda_py.interop.torch import AwqLinear
+from baracuda_py.interop.torch import kept
 from baracuda_py.plan import Plan
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -43,10 +43,9 @@ def launched(monkeypatch):
 
         return launch
 
-    module = sys.modules[AwqLinear.__module__]
     monkeypatch.setattr(Plan, "relocatable", relocatable)
-    monkeypatch.setattr(module, "_plans", {})
-    monkeypatch.setattr(module, "_launches", {})
+    monkeypatch.setattr(kept, "plans", {})
+    monkeypatch.setattr(kept, "launches", {})
     return found
 
 
@@ -142,7 +141,7 @@ def test_modules_of_one_sort_share_launches_and_keep_their_weights(launched):
     for _ in range(2):
         close(one(x), x, w, one.bias)
         close(two(x), x, 2 * w, two.bias)
-    assert len(sys.modules[AwqLinear.__module__]._launches) == 1
+    assert len(kept.launches) == 1
 
 
 def test_a_bias_of_another_dtype_is_read_at_each_call(launched):
@@ -172,7 +171,7 @@ def test_a_workspace_lives_as_long_as_the_launch(launched, monkeypatch):
     module, w = filled()
     x = torch.randn(3, IC).half()
     module(x)
-    (launches,) = sys.modules[AwqLinear.__module__]._launches.values()
+    (launches,) = kept.launches.values()
     launches.update({key: (launch, shape, 4096) for key, (launch, shape, _) in launches.items()})
     close(module(x), x, w, module.bias)
     assert seen[0] != 0

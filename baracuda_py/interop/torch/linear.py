@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 import baracuda_py as bp
 from baracuda_py.errors import InvalidProblem
-from baracuda_py.interop.torch.calls import readable, workspace_for
+from baracuda_py.interop.torch import kept
+from baracuda_py.interop.torch.calls import as_tensor, readable, workspace_for
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
 from baracuda_py.ops.quantize.awq_repack import Int4AwqRepackArgs, Int4AwqRepackDescriptor
 from baracuda_py.vocab.elements import element_of_torch
@@ -20,16 +19,13 @@ from baracuda_py.vocab.preference import Workspace
 if TYPE_CHECKING:
     from baracuda_py.checkpoints.layer import PackedLayer
 
-__all__ = ["AwqLinear", "as_tensor"]
+__all__ = ["AwqLinear"]
 
 _SCALES = {torch.float16: ElementKind.F16, torch.bfloat16: ElementKind.BF16}
 _ELEMENTS = {element.name.lower(): element for element in _SCALES.values()}
 _FORM = "weight_form"  # of a state dict: UTF-8 of layout and element of the scales
 _ALIGNMENT = 16  # bytes; the most that a kernel asks of activations
-_MOST_PLANS = 4096  # of one sort of module; one a number of rows
 _PARTS = ("qweight", "scales", "qzeros", "bias")
-_plans: dict[Any, dict[Any, Any]] = {}  # by sort: a mixture of experts has thousands of modules, and plans are alike
-_launches: dict[Any, dict[Any, Any]] = {}  # by sort and device of the weights
 
 
 class AwqLinear(torch.nn.Module):
@@ -189,11 +185,11 @@ class AwqLinear(torch.nn.Module):
             flat = readable(flat, "rows", _ALIGNMENT)
         self._check(flat)
         rows = flat.shape[0]
-        plans = _plans.setdefault(self._sort(), {})
+        plans = kept.plans.setdefault(self._sort(), {})
         plan = plans.get((rows, x.dtype, x.device))
         if plan is None:
             plan = self._plan(flat)
-            _keep(plans, (rows, x.dtype, x.device), plan)
+            kept.keep(plans, (rows, x.dtype, x.device), plan)
         output = flat.new_empty((rows, self.out_features))
         bias = self.bias
         if bias is not None and bias.dtype != x.dtype:
@@ -206,9 +202,9 @@ class AwqLinear(torch.nn.Module):
         if self._checked is None or key not in self._checked[-1] or self._changed(self._checked):
             launch = plan.relocatable(args, workspace)
             if launch is not None:
-                launches = _launches.setdefault((self._sort(), self.qweight.device), {})
-                _keep(launches, key, (launch, made.shape, plan.workspace_size))
-                self._checked = (*(_weak(self._buffers[part]) for part in _PARTS), launches)
+                launches = kept.launches.setdefault((self._sort(), self.qweight.device), {})
+                kept.keep(launches, key, (launch, made.shape, plan.workspace_size))
+                self._checked = (*(kept.weak(self._buffers[part]) for part in _PARTS), launches)
         return made
 
     def _changed(self, checked: tuple[Any, ...]) -> bool:
@@ -312,32 +308,7 @@ class AwqLinear(torch.nn.Module):
         )  # fmt: skip
 
 
-def _keep(found: dict[Any, Any], key: Any, value: Any) -> None:
-    if len(found) >= _MOST_PLANS:
-        found.clear()
-    found[key] = value
-
-
-def _weak(tensor: Any) -> Callable[[], Any]:
-    """What gives the tensor as long as somebody else holds it."""
-    return _absent if tensor is None else weakref.ref(tensor)
-
-
-def _absent() -> None:
-    """A weak reference to None."""
-
-
 def _scales_element(dtype: Any) -> ElementKind:
     if dtype not in _SCALES:
         raise InvalidProblem("scales", "they must be float16 or bfloat16", rule="dtype", value=dtype)
     return _SCALES[dtype]
-
-
-def as_tensor(array: Any) -> Any:
-    """A torch tensor with a copy of a NumPy array, bfloat16 too."""
-    import numpy as np
-
-    array = np.array(array)  # what a file is mapped to cannot be written, which torch warns of
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array.view(np.int32) if array.dtype == np.uint32 else array)
