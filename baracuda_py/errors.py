@@ -21,6 +21,7 @@ __all__ = [
     "KernelInternal",
     "MisalignedOperand",
     "NoKernel",
+    "RankLost",
     "Refused",
     "RegistrationError",
     "Unsupported",
@@ -181,6 +182,10 @@ class DriverError(BaracudaError):
         got = f"{name} ({result})" if result is not None else name
         text_why = why if not log else f"{why + '; ' if why else ''}JIT log: {log.strip()}"
         super().__init__(call, must or "the driver call must succeed", value=result, got=got, why=text_why, fix=fix)
+
+
+class RankLost(BaracudaError, RuntimeError):
+    """Ranks that work together have lost one, or failed; what they were computing is not to be used."""
 
 
 class RegistrationError(BaracudaError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, ClassVar, Self
 
@@ -168,6 +168,32 @@ class Plan:
             return bind(None, workspace, views)
         bound = bind(handle, workspace, views)
         return bound if type(stream) is int else _Holding(bound, stream)
+
+    def relocatable(self, args: Any, workspace: Workspace = Workspace.NONE) -> Callable[..., None] | None:
+        """Check these arguments once, for callers that go on with tensors like them at other addresses.
+
+        Returns:
+            a callable `(owner, workspace, addresses)` that enqueues on the stream that is current for the framework of
+            `owner`, a tensor, and checks nothing: `addresses` are those of the op's arguments in order, 0 for absent
+            ones, and `workspace` that of `workspace_size` bytes. The caller answers for shapes, strides, elements,
+            alignment and device, and that nothing overlaps. None where a kernel needs more than addresses, as on the
+            host.
+
+        Raises:
+            as `run`.
+        """
+        run_at = self._run_at
+        if run_at is None:
+            return None
+        executable, _, views = self._ready(None, workspace, args)
+        assert executable is not None
+        stream_handle = executable.stream_handle
+        forms = [None if view is None else view.moved(view.pointer, None) for view in views]
+
+        def launch(owner: Any, workspace: int, addresses: Sequence[int]) -> None:
+            run_at(stream_handle(None, owner), workspace, addresses, forms)
+
+        return launch
 
     def _ready(
         self, stream: Any, workspace: Workspace, args: Any

@@ -1,4 +1,4 @@
-"""What one rank of a test does: `python parallel_ranks.py CASE FOLDER RENDEZVOUS RANK SIZE DEVICE`."""
+"""What one rank of a test does: `python parallel_ranks.py CASE FOLDER RENDEZVOUS RANK SIZE DEVICE LIBRARY`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ import baracuda_py as bp
 from baracuda_py import checkpoints
 from baracuda_py.checkpoints.shard import qkv_parts
 from baracuda_py.interop.torch import AwqLinear
-from baracuda_py.interop.torch.parallel import ColumnParallelAwqLinear, RowParallelAwqLinear, TorchCollective
+from baracuda_py.interop.torch.nccl import NcclCollective
+from baracuda_py.interop.torch.parallel import (
+    Collective,
+    ColumnParallelAwqLinear,
+    RowParallelAwqLinear,
+    TorchCollective,
+)
 
 TIMEOUT_S = 20
 
 
-def mlp(folder: Path, world: TorchCollective, device: torch.device) -> None:
+def mlp(folder: Path, world: Collective, device: torch.device) -> None:
     """Column, SiLU, row: as one rank computes it."""
     model = checkpoints.open(folder)
     up, down, qkv = (model[name] for name in ("up", "down", "qkv"))
@@ -54,7 +60,7 @@ def near(y: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
     assert torch.linalg.norm((y - expected).double()) <= limit * torch.linalg.norm(expected.double())
 
 
-def loss(folder: Path, world: TorchCollective, device: torch.device) -> None:
+def loss(folder: Path, world: Collective, device: torch.device) -> None:
     """The last rank goes away in the middle; the others must say so."""
     row = RowParallelAwqLinear.from_layer(checkpoints.open(folder)["down"], world, device=device)
     x = torch.randn(2, row.linear.in_features).half().to(device)
@@ -72,25 +78,56 @@ def loss(folder: Path, world: TorchCollective, device: torch.device) -> None:
     raise AssertionError("nobody said that a rank is gone")
 
 
+def graph(folder: Path, world: Collective, device: torch.device) -> None:
+    """A block is captured in a CUDA graph, sum included, and replayed on other inputs."""
+    model = checkpoints.open(folder)
+    up, down = (model[name] for name in ("up", "down"))
+    column = ColumnParallelAwqLinear.from_layer(up, world, device=device)
+    row = RowParallelAwqLinear.from_layer(down, world, device=device)
+    torch.manual_seed(0)
+    x = torch.randn(2, up.ic).half().to(device)
+    row(column(x))
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        y = row(column(x))
+    for _ in range(3):
+        x.copy_(torch.randn(2, up.ic).half())
+        captured.replay()
+        if isinstance(world, NcclCollective):
+            world.watch()
+        torch.cuda.synchronize()
+        near(y, row(column(x)), 1e-6)
+
+
 def main() -> None:
-    case, folder, rendezvous, number, ranks, kind = sys.argv[1:]
+    case, folder, rendezvous, number, ranks, kind, library = sys.argv[1:]
     rank, size = int(number), int(ranks)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "nccl" if kind == "cuda" else "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size,
-        timeout=timedelta(seconds=TIMEOUT_S),
-    )  # fmt: skip
+    world: TorchCollective | NcclCollective
+    if library == "nccl4py":
+        store = torch.distributed.FileStore(rendezvous, size)
+        world = NcclCollective.from_store(store, rank, size, timeout_s=TIMEOUT_S)
+    else:
+        torch.distributed.init_process_group(
+            "nccl" if kind == "cuda" else "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size,
+            timeout=timedelta(seconds=TIMEOUT_S),
+        )  # fmt: skip
+        world = TorchCollective()
     with torch.no_grad():
-        {"mlp": mlp, "loss": loss}[case](Path(folder), TorchCollective(), device)
+        {"mlp": mlp, "loss": loss, "graph": graph}[case](Path(folder), world, device)
     if case == "loss":
         # The group's threads wait for the rank that is gone: torn down with them running, the process is ended by
         # std::terminate, now and then.
         sys.stdout.flush()
         os._exit(0)
-    torch.distributed.destroy_process_group()
+    if isinstance(world, NcclCollective):
+        world.close()
+    else:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

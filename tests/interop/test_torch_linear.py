@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import baracuda_py as bp
 from baracuda_py import checkpoints
 from baracuda_py.errors import InvalidProblem, Unsupported
-from baracuda_py.interop.torch import AwqLinear
+from baracuda_py.interop.torch import AwqLinear, kept
 from baracuda_py.interop.torch.calls import readable, workspace_for
 from baracuda_py.quantize import quantize_awq
 
@@ -286,11 +286,23 @@ def test_what_a_kernel_can_read_is_not_copied():
 
 
 def test_plans_of_ever_new_numbers_of_rows_are_not_kept_for_ever(monkeypatch):
-    monkeypatch.setattr(sys.modules[AwqLinear.__module__], "_MOST_PLANS", 3)
-    module, _ = filled()
+    monkeypatch.setattr(kept, "_MOST", 3)
+    module, _ = filled(group_size=64)
+    plans = kept.plans
+    plans.clear()
     for rows in range(1, 9):
         module(torch.zeros(rows, IC).half())
-        assert len(module._plans) <= 3
+        assert 0 < len(plans[module._sort()]) <= 3
+
+
+def test_modules_of_one_sort_share_plans():
+    plans = kept.plans
+    plans.clear()
+    for bias in (True, True, False):
+        module, w = filled(bias=bias)
+        x = torch.randn(3, IC).half()
+        close(module(x), x, w, module.bias)
+    assert [len(found) for found in plans.values()] == [1, 1]
 
 
 def test_compiled_too_a_wrong_width_is_refused_by_name():

@@ -1,4 +1,4 @@
-"""Layers cut over ranks, each a process: Gloo on the CPU here, and NCCL marked `gpu` on two."""
+"""Layers cut over ranks, each a process: Gloo on the CPU here; NCCL, torch's and nccl4py's, marked `gpu` on two."""
 
 from __future__ import annotations
 
@@ -39,12 +39,22 @@ def folder(tmp_path_factory):
     return root / "model"
 
 
-def run(case, folder, rendezvous, size, device, slowness):
+NCCL = [pytest.param("cuda", library, marks=pytest.mark.gpu) for library in ("torch", "nccl4py")]
+
+
+def need(size, device, library):
+    if device == "cuda" and torch.cuda.device_count() < size:
+        pytest.skip(f"needs {size} GPUs")
+    if library == "nccl4py":
+        pytest.importorskip("nccl.core")
+
+
+def run(case, folder, rendezvous, size, device, library, slowness):
     command = [sys.executable, str(RANKS), case, str(folder)]
-    # So that NCCL raises in a process that lost another, instead of ending it.
-    environment = {**os.environ, "TORCH_NCCL_BLOCKING_WAIT": "1"}
+    # So that torch raises in a process that lost another, instead of ending it. Graphs cannot be waited for so.
+    environment = os.environ | ({"TORCH_NCCL_BLOCKING_WAIT": "1"} if case == "loss" else {})
     ranks = [
-        subprocess.Popen([*command, str(rendezvous), str(rank), str(size), device], env=environment, text=True,
+        subprocess.Popen([*command, str(rendezvous), str(rank), str(size), device, library], env=environment, text=True,
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for rank in range(size)
     ]  # fmt: skip
@@ -57,19 +67,24 @@ def run(case, folder, rendezvous, size, device, slowness):
     return printed
 
 
-@pytest.mark.parametrize(("size", "device"), [(2, "cpu"), (4, "cpu"), pytest.param(2, "cuda", marks=pytest.mark.gpu)])
-def test_cut_over_ranks_a_block_computes_what_it_did(folder, tmp_path, size, device, slowness):
-    if device == "cuda" and torch.cuda.device_count() < size:
-        pytest.skip(f"needs {size} GPUs")
-    run("mlp", folder, tmp_path / "rendezvous", size, device, slowness)
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("device", "library"), [("cpu", "torch"), *NCCL])
+def test_cut_over_ranks_a_block_computes_what_it_did(folder, tmp_path, size, device, library, slowness):
+    need(size, device, library)
+    run("mlp", folder, tmp_path / "rendezvous", size, device, library, slowness)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_rank_that_is_lost_is_an_error_on_the_others(folder, tmp_path, device, slowness):
-    if device == "cuda" and torch.cuda.device_count() < 2:
-        pytest.skip("needs 2 GPUs")
+@pytest.mark.parametrize(("device", "library"), NCCL)
+def test_a_graph_takes_the_sum_over_ranks(folder, tmp_path, device, library, slowness):
+    need(2, device, library)
+    run("graph", folder, tmp_path / "rendezvous", 2, device, library, slowness)
+
+
+@pytest.mark.parametrize(("device", "library"), [("cpu", "torch"), *NCCL])
+def test_a_rank_that_is_lost_is_an_error_on_the_others(folder, tmp_path, device, library, slowness):
+    need(2, device, library)
     start = time.monotonic()
-    printed = run("loss", folder, tmp_path / "rendezvous", 2, device, slowness)
+    printed = run("loss", folder, tmp_path / "rendezvous", 2, device, library, slowness)
     assert printed[0].startswith("lost: ")
     assert time.monotonic() - start < (TIMEOUT_S + 60) * slowness
 

@@ -25,7 +25,8 @@ if not hasattr(getattr(_torch, "library", None), "register_fake"):
         fix="pip install --upgrade torch",
     )  # fmt: skip
 
-from baracuda_py.interop.torch.linear import AwqLinear, as_tensor
+from baracuda_py.interop.torch.calls import as_tensor
+from baracuda_py.interop.torch.linear import AwqLinear
 from baracuda_py.interop.torch.operators import TorchOperator, define
 
 __all__ = ["AwqLinear", "TorchOperator", "as_tensor", "define", "operators"]

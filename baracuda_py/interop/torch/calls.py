@@ -1,4 +1,4 @@
-"""What a call with torch tensors needs besides its plan: inputs as kernels can read them, and a workspace."""
+"""What a call with torch tensors needs besides its plan: inputs as kernels can read them, a workspace, copies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from baracuda_py.plan import Plan
 from baracuda_py.vocab.preference import Workspace
 
-__all__ = ["readable", "workspace_for"]
+__all__ = ["as_tensor", "readable", "workspace_for"]
 
 
 def readable(tensor: Any, strides: str, alignment: int = 1) -> Any:
@@ -40,3 +40,13 @@ def workspace_for(plan: Plan, like: Any) -> Workspace:
         return Workspace.NONE
     room = torch.empty(plan.workspace_size, dtype=torch.uint8, device=like.device)
     return Workspace(room.data_ptr(), plan.workspace_size, room.device.index if room.is_cuda else -1, room)
+
+
+def as_tensor(array: Any) -> Any:
+    """A torch tensor with a copy of a NumPy array, bfloat16 too."""
+    import numpy as np
+
+    array = np.array(array)  # what a file is mapped to cannot be written, which torch warns of
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array.view(np.int32) if array.dtype == np.uint32 else array)

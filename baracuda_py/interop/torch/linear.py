@@ -8,7 +8,8 @@ import torch
 
 import baracuda_py as bp
 from baracuda_py.errors import InvalidProblem
-from baracuda_py.interop.torch.calls import readable, workspace_for
+from baracuda_py.interop.torch import kept
+from baracuda_py.interop.torch.calls import as_tensor, readable, workspace_for
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
 from baracuda_py.ops.quantize.awq_repack import Int4AwqRepackArgs, Int4AwqRepackDescriptor
 from baracuda_py.vocab.elements import element_of_torch
@@ -18,13 +19,13 @@ from baracuda_py.vocab.preference import Workspace
 if TYPE_CHECKING:
     from baracuda_py.checkpoints.layer import PackedLayer
 
-__all__ = ["AwqLinear", "as_tensor"]
+__all__ = ["AwqLinear"]
 
 _SCALES = {torch.float16: ElementKind.F16, torch.bfloat16: ElementKind.BF16}
 _ELEMENTS = {element.name.lower(): element for element in _SCALES.values()}
 _FORM = "weight_form"  # of a state dict: UTF-8 of layout and element of the scales
 _ALIGNMENT = 16  # bytes; the most that a kernel asks of activations
-_MOST_PLANS = 4096  # of a module; one a number of rows
+_PARTS = ("qweight", "scales", "qzeros", "bias")
 
 
 class AwqLinear(torch.nn.Module):
@@ -71,7 +72,7 @@ class AwqLinear(torch.nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.group_size, self.layout = group_size, layout
         self._scales_element = _scales_element(dtype)
-        self._plans: dict[Any, Any] = {}
+        self._checked: tuple[Any, ...] | None = None  # weak references to weights that a run has checked, and launches
         for name in ("qweight", "qzeros", "scales", "bias"):
             self.register_buffer(name, None)
         problem = self._descriptor(0, self.scales_element, bias)
@@ -142,7 +143,7 @@ class AwqLinear(torch.nn.Module):
         self.qweight, self.qzeros = weight, zeros
         self.scales = (scales if change.writes_scales else self.scales) if change.target_apart else None
         self.layout, self._scales_element = layout, element
-        self._plans = {}
+        self._checked = None
         return self
 
     def forward(self, x: Any) -> Any:
@@ -151,24 +152,63 @@ class AwqLinear(torch.nn.Module):
             return self._operator(x)
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("AwqLinear has no gradient: run it under torch.no_grad(), or detach its input")
+        checked = self._checked
+        if checked is not None and x.is_contiguous() and not x.is_neg():
+            # Weights and a shape that have been checked: what is left is to find addresses.
+            weight_was, scales_was, zeros_was, bias_was, launches = checked
+            buffers = self._buffers
+            weight, scales, zeros, bias = buffers["qweight"], buffers["scales"], buffers["qzeros"], buffers["bias"]
+            found = launches.get((x.shape, x.dtype, x.device, type(x)))
+            if (
+                found is not None and weight_was() is weight and scales_was() is scales and zeros_was() is zeros
+                and bias_was() is bias
+            ):  # fmt: skip
+                launch, shape, nbytes = found
+                address = x.data_ptr()
+                if not address & (_ALIGNMENT - 1):
+                    y = x.new_empty(shape)
+                    room = x.new_empty(nbytes, dtype=torch.uint8) if nbytes else None
+                    if bias is not None:
+                        bias = bias if bias.dtype is x.dtype else bias.to(x.dtype)
+                    addresses = (
+                        address, weight.data_ptr(), 0 if scales is None else scales.data_ptr(),
+                        0 if zeros is None else zeros.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr(),
+                    )  # fmt: skip
+                    launch(x, 0 if room is None else room.data_ptr(), addresses)
+                    return y
+        return self._run(x)
+
+    def _run(self, x: Any) -> Any:
+        """`forward` with every check."""
         flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         if not flat.is_contiguous() or flat.data_ptr() & (_ALIGNMENT - 1) or flat.is_neg():
             flat = readable(flat, "rows", _ALIGNMENT)
+        self._check(flat)
         rows = flat.shape[0]
-        key = (rows, x.dtype, x.device)
-        plan = self._plans.get(key)
+        plans = kept.plans.setdefault(self._sort(), {})
+        plan = plans.get((rows, x.dtype, x.device))
         if plan is None:
             plan = self._plan(flat)
-            if len(self._plans) >= _MOST_PLANS:
-                self._plans = {}
-            self._plans[key] = plan
+            kept.keep(plans, (rows, x.dtype, x.device), plan)
         output = flat.new_empty((rows, self.out_features))
         bias = self.bias
         if bias is not None and bias.dtype != x.dtype:
             bias = bias.to(x.dtype)
         args = Int4AwqGemmArgs(flat, self.qweight, self.scales, self.qzeros, output, bias)
-        plan.run(None, workspace_for(plan, flat), args)
-        return output if x.dim() == 2 else output.view(*x.shape[:-1], self.out_features)
+        workspace = workspace_for(plan, flat)
+        plan.run(None, workspace, args)
+        made = output if x.dim() == 2 else output.view(*x.shape[:-1], self.out_features)
+        key = x.shape, x.dtype, x.device, type(x)
+        if self._checked is None or key not in self._checked[-1] or self._changed(self._checked):
+            launch = plan.relocatable(args, workspace)
+            if launch is not None:
+                launches = kept.launches.setdefault((self._sort(), self.qweight.device), {})
+                kept.keep(launches, key, (launch, made.shape, plan.workspace_size))
+                self._checked = (*(kept.weak(self._buffers[part]) for part in _PARTS), launches)
+        return made
+
+    def _changed(self, checked: tuple[Any, ...]) -> bool:
+        return any(was() is not self._buffers[part] for part, was in zip(_PARTS, checked, strict=False))
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -178,14 +218,14 @@ class AwqLinear(torch.nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}}  # plans are this process's
+        return {**self.__dict__, "_checked": None}  # launches are this process's
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         scales = self.scales
         super()._apply(fn, recurse)
         if scales is not None and self.scales.dtype != scales.dtype:
             self.scales = scales.to(self.scales.device)
-        self._plans = {}
+        self._checked = None
         return self
 
     def _form(self) -> str:
@@ -229,7 +269,7 @@ class AwqLinear(torch.nn.Module):
             self._scales_element = _ELEMENTS[element]
             if prefix + _FORM in unexpected_keys:
                 unexpected_keys.remove(prefix + _FORM)
-        self._plans = {}
+        self._checked = None
 
     def _operator(self, x: Any) -> Any:
         """The same as `torch.ops.baracuda.int4_awq_gemm`, which compilers see through."""
@@ -247,7 +287,6 @@ class AwqLinear(torch.nn.Module):
         element = element_of_torch(flat.dtype)
         if element is None:
             raise InvalidProblem("x", "it must be float16 or bfloat16", rule="dtype", value=flat.dtype)
-        self._check(flat)
         return bp.select(self._descriptor(flat.shape[0], element, self.bias is not None), flat.device)
 
     def _check(self, x: Any) -> None:
@@ -255,6 +294,11 @@ class AwqLinear(torch.nn.Module):
             raise InvalidProblem(
                 "x", f"its last axis must have {self.in_features}", rule="in_features", value=tuple(x.shape)
             )
+
+    def _sort(self) -> tuple[Any, ...]:
+        """What a plan depends on, besides the input."""
+        sizes = self.in_features, self.out_features, self.group_size
+        return (*sizes, self.layout, self.scales_element, self.bias is not None)
 
     def _descriptor(self, rows: int, element: ElementKind, bias: bool) -> Int4AwqGemmDescriptor:
         return Int4AwqGemmDescriptor(
@@ -268,13 +312,3 @@ def _scales_element(dtype: Any) -> ElementKind:
     if dtype not in _SCALES:
         raise InvalidProblem("scales", "they must be float16 or bfloat16", rule="dtype", value=dtype)
     return _SCALES[dtype]
-
-
-def as_tensor(array: Any) -> Any:
-    """A torch tensor with a copy of a NumPy array, bfloat16 too."""
-    import numpy as np
-
-    array = np.array(array)  # what a file is mapped to cannot be written, which torch warns of
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array.view(np.int32) if array.dtype == np.uint32 else array)

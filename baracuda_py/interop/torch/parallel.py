@@ -29,6 +29,8 @@ __all__ = ["Collective", "ColumnParallelAwqLinear", "RowParallelAwqLinear", "Tor
 class Collective(Protocol):
     """What the layers need of several ranks. Calls are collective: every rank makes the same ones, in order.
 
+    `TorchCollective` and `nccl.NcclCollective` are two. When a rank is lost, a call on the others raises RuntimeError.
+
     Attributes:
         rank: this one's, 0 .. size - 1.
         size: ranks.

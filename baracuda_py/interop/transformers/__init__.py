@@ -5,7 +5,8 @@
 
 The model is made without memory; then every packed layer of the checkpoint becomes an `AwqLinear` in the place of its
 `torch.nn.Linear`, and every other tensor goes to the parameter of its name, one after the other: on the host there is
-never more than one layer.
+never more than one layer. Where the model holds the experts of a mixture in one tensor and the checkpoint has packed
+ones, an `AwqExperts` takes the module's place.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
 try:
     import torch
     import transformers
+
+    from baracuda_py.interop.transformers.experts import AwqExperts, put_experts
+    from baracuda_py.interop.transformers.places import ExpertMatrix, Places
 except ImportError:
     raise Unsupported(
-        "baracuda_py.interop.transformers", "transformers must be installed", rule="transformers",
-        fix="pip install transformers",
+        "baracuda_py.interop.transformers", "transformers 5 must be installed", rule="transformers",
+        fix="pip install 'transformers>=5'",
     ) from None  # fmt: skip
 
-__all__ = ["load_awq"]
+__all__ = ["AwqExperts", "load_awq"]
 
 
 def load_awq(
@@ -56,7 +60,8 @@ def load_awq(
         CheckpointError: the folder is damaged; it has a tensor for which the model has no place, of another shape than
             it must be, or lacks one.
         UnsupportedCheckpoint: packed layers that the AWQ GEMM cannot run.
-        Unsupported: a packed layer in the place of something that is no `torch.nn.Linear`.
+        Unsupported: a packed layer in the place of something that is no `torch.nn.Linear`, nor of an expert in a model
+            whose experts `AwqExperts` computes.
     """
     checkpoint = open_checkpoint(path)
     config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
@@ -70,14 +75,17 @@ def load_awq(
         model = maker.from_config(config, dtype=dtype) if hasattr(maker, "from_config") else maker(config).to(dtype)
     device = torch.device("cpu" if device is None else device)
 
+    places = _with_experts(model, checkpoint)
     for name in checkpoint:
-        _put_layer(model, checkpoint, name, device, layout)
-    for name, header in checkpoint.plain_headers.items():
-        _put_tensor(model, checkpoint, name, header, device, dtype)
+        _put_layer(model, checkpoint, name, places, device, layout)
+    fused: dict[str, set[ExpertMatrix]] = {}
+    for header in checkpoint.plain_headers.values():
+        _put_tensor(model, checkpoint, header, places, device, fused)
     _make_buffers(model, device)
     model.tie_weights()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     missing += [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    missing += [name for name, put in fused.items() if len(put) < _matrices(model, name)]
     if missing:
         raise CheckpointError(
             Path(path), "every parameter of the model must be in the checkpoint", tensor=missing[0], rule="missing",
@@ -86,48 +94,94 @@ def load_awq(
     return model.requires_grad_(False).eval()
 
 
-def _put_layer(model: Any, checkpoint: Checkpoint, name: str, device: Any, layout: AwqWeightLayout) -> None:
+def _with_experts(model: Any, checkpoint: Checkpoint) -> Places:
+    """The places in the model, whose experts are `AwqExperts` now where the checkpoint has packed ones."""
+    places = Places(model)
+    packed = {name: matrix for name in checkpoint if (matrix := places.expert(f"{name}.weight"))}
+    if not packed:
+        return places
+    plain = [matrix for name in checkpoint.plain_headers if (matrix := places.expert(name))]
+    put_experts(model, packed, plain)
+    return Places(model)
+
+
+def _put_layer(
+    model: Any, checkpoint: Checkpoint, name: str, places: Places, device: Any, layout: AwqWeightLayout
+) -> None:
     layer = checkpoint[name]
-    found = _module(model, name)
+    place = places.module(name)
+    found = _module(model, place)
     if not isinstance(found, torch.nn.Linear):
-        got = "nothing" if found is None else type(found).__name__
         raise Unsupported(
-            name, "a packed layer must be a torch.nn.Linear in the model", rule="linear", got=got,
-            why="models that hold experts in one tensor have no place for packed ones" if ".experts." in name else "",
+            name, "a packed layer must be a torch.nn.Linear in the model", rule="linear",
+            got="nothing" if found is None else type(found).__name__,
+            why="this model has no experts that it could be one of" if ".experts." in name else "",
         )  # fmt: skip
     if (found.in_features, found.out_features) != (layer.ic, layer.oc):
         raise layer.invalid(
             "qweight", f"it must be {found.in_features} x {found.out_features}, as the model is", "shape",
             got=f"{layer.ic} x {layer.oc}",
         )  # fmt: skip
-    parent, _, last = name.rpartition(".")
+    parent, _, last = place.rpartition(".")
     setattr(model.get_submodule(parent), last, AwqLinear.from_layer(layer, device=device, layout=layout))
 
 
 def _put_tensor(
-    model: Any, checkpoint: Checkpoint, name: str, header: TensorHeader, device: Any, dtype: Any
-) -> None:
-    parent, _, last = name.rpartition(".")
+    model: Any, checkpoint: Checkpoint, header: TensorHeader, places: Places, device: Any,
+    fused: dict[str, set[ExpertMatrix]],
+) -> None:  # fmt: skip
+    name = header.name
+    there = places.tensor(name)
+    parent, _, last = there.rpartition(".")
     module = _module(model, parent)
     place = getattr(module, last, None)
+    matrix = None
     if not isinstance(place, torch.Tensor):
         if name.endswith((".inv_freq", ".rotary_emb.inv_freq")):
             return  # old checkpoints have what models compute
-        raise CheckpointError(
-            header.file, "the model must have a place for every tensor", tensor=name, rule="unexpected", got=str(header)
-        )
+        matrix = places.expert(name)
+        if matrix is None:
+            raise CheckpointError(
+                header.file, "the model must have a place for every tensor", tensor=name, rule="unexpected",
+                got=str(header),
+            )  # fmt: skip
+        place = _expert_slot(model, matrix, device)
     if tuple(place.shape) != header.shape:
         raise CheckpointError(
             header.file, f"its shape must be {list(place.shape)}, as the model is", tensor=name, rule="shape",
             got=str(header),
         )  # fmt: skip
-    tensor = as_tensor(checkpoint.plain[name]).to(device)
+    tensor = as_tensor(checkpoint.plain[name])
+    if matrix is not None:
+        place.copy_(tensor)
+        fused.setdefault(f"{matrix.experts}.{matrix.fused}", set()).add(matrix)
+        return
+    tensor = tensor.to(device)
     if tensor.is_floating_point():
-        tensor = tensor.to(dtype)
+        tensor = tensor.to(places.dtype(there, place.dtype))
     if last in module._parameters:
         setattr(module, last, torch.nn.Parameter(tensor, requires_grad=False))
     else:
         module._buffers[last] = tensor
+
+
+def _expert_slot(model: Any, matrix: ExpertMatrix, device: Any) -> Any:
+    """The part of a tensor that holds all experts; it gets memory with the first of them."""
+    module = model.get_submodule(matrix.experts)
+    whole = getattr(module, matrix.fused)
+    if whole.is_meta:
+        whole = torch.nn.Parameter(torch.empty_like(whole, device=device), requires_grad=False)
+        setattr(module, matrix.fused, whole)
+    if matrix.number >= len(whole):
+        return whole[:0]
+    slot = whole[matrix.number]
+    return slot if matrix.part == "down" else slot.chunk(2)[matrix.part == "up"]
+
+
+def _matrices(model: Any, fused: str) -> int:
+    """How many matrices make up a tensor of experts."""
+    whole = model.get_parameter(fused)
+    return len(whole) * (1 if fused.endswith("down_proj") else 2)
 
 
 def _module(model: Any, name: str) -> Any:

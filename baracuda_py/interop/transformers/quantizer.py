@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from transformers.quantizers.base import HfQuantizer
 from baracuda_py.checkpoints.headers import TensorHeader, read_header
 from baracuda_py.errors import CheckpointError, Unsupported
 from baracuda_py.interop.torch import AwqLinear
+from baracuda_py.interop.transformers.experts import put_experts
+from baracuda_py.interop.transformers.places import Places
 
 __all__ = ["BaracudaAwqQuantizer", "use_for_awq"]
 
@@ -22,7 +26,8 @@ class BaracudaAwqQuantizer(HfQuantizer):
     """Puts an `AwqLinear` wherever the checkpoint's headers have a `qweight`, whatever its lists of modules say.
 
     Loading raises Unsupported for another `version` than gemm or another number of bits, for scales of another dtype
-    than the model is made with, and for packed weights in the place of something that is no `torch.nn.Linear`.
+    than the model is made with, and for packed weights in the place of something that is no `torch.nn.Linear` and no
+    expert of a layer whose experts are all packed.
     """
 
     requires_calibration = True
@@ -37,8 +42,10 @@ class BaracudaAwqQuantizer(HfQuantizer):
                 got=f"{config.bits} bits, {version}",
                 fix="load_awq takes every format, and `baracuda-py convert` writes this one",
             )  # fmt: skip
-        for name, headers in _packed(checkpoint_files or ()).items():
-            _replace(model, _in_model(model, name), headers, config.group_size)
+        layers = _packed(checkpoint_files or ())
+        places = _with_experts(model, layers)
+        for name, headers in layers.items():
+            _replace(model, name, places.module(name), headers, config.group_size)
         return model
 
     def is_serializable(self) -> bool:
@@ -66,20 +73,25 @@ def _packed(files: Any) -> dict[str, dict[str, TensorHeader]]:
     }
 
 
-def _in_model(model: Any, name: str) -> str:
-    """A base model loads what a head has put its prefix before, and the other way round."""
-    prefix = f"{model.base_model_prefix}."
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
-        try:
-            model.get_submodule(candidate)
-        except AttributeError:
-            continue
-        return candidate
-    return name
+def _with_experts(model: Any, layers: Mapping[str, Any]) -> Places:
+    places = Places(model)
+    packed = {name: matrix for name in layers if (matrix := places.expert(f"{name}.weight"))}
+    if not packed:
+        return places
+    counts = Counter(matrix.experts for matrix in packed.values())
+    for place, experts in put_experts(model, packed, ()).items():
+        # transformers would put what is not packed into a tensor of all experts, and make weights up for the rest.
+        if counts[place] != 3 * experts.num_experts:
+            raise Unsupported(
+                place, "all experts of a layer must be packed, or none", rule="experts",
+                got=f"{counts[place]} packed matrices of {3 * experts.num_experts}",
+                fix="load_awq takes layers with both",
+            )  # fmt: skip
+    return Places(model)
 
 
-def _replace(model: Any, name: str, headers: dict[str, TensorHeader], group_size: int) -> None:
-    parent, _, last = name.rpartition(".")
+def _replace(model: Any, name: str, place: str, headers: dict[str, TensorHeader], group_size: int) -> None:
+    parent, _, last = place.rpartition(".")
     try:
         holder = model.get_submodule(parent)
         found = getattr(holder, last, None)

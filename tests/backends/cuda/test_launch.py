@@ -6,11 +6,12 @@ import gc
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 from cuda.bindings import driver as cuda
 
 import baracuda_py as bp
-from baracuda_py.errors import DriverError, Unsupported
+from baracuda_py.errors import DriverError, InvalidProblem, Unsupported, WorkspaceTooSmall
 
 SEQUENCE = {"cuCtxGetCurrent", "cuCtxPushCurrent", "cuCtxPopCurrent", "cuLaunchKernel"}
 
@@ -209,6 +210,38 @@ def test_a_stream_of_another_device_is_refused_with_the_reason(stub: Any) -> Non
     with pytest.raises(DriverError, match="belongs to another context") as caught:
         plan.run(int(stream), bp.allocate_workspace(plan), args)
     assert caught.value.name == "CUDA_ERROR_INVALID_HANDLE"
+
+
+def test_a_relocatable_run_takes_the_addresses_it_is_given(stub: Any) -> None:
+    kit, plan = stub.kit, stub.plan(0, biased=1)
+    args = stub.args(bias=True)
+    launch = plan.relocatable(args, bp.allocate_workspace(plan))
+    assert launch is not None
+    assert not stub.calls("cuLaunchKernel")
+    stream = stub.stream(0)
+    kit.install_torch({0: stream})
+    owner = kit.TorchTensor(1 << 40, (4, 8), (8, 1))
+    launch(owner, 3 << 40, (1 << 40, 2 << 40, 4 << 40))  # x, y, bias
+    launch(owner, 3 << 40, (1 << 41, 2 << 40, 4 << 40))
+    calls = [call for call in stub.calls("cuLaunchKernel") if call["entry"] == "tiny"]
+    assert [call["stream"] for call in calls] == [stream] * 2
+    for call, x in zip(calls, (1 << 40, 1 << 41), strict=True):
+        tiny = kit.decode(call)
+        assert (tiny.x, tiny.y, tiny.bias) == (x, (2 << 40) + 2, 4 << 40)
+        assert (tiny.x_stride, tiny.scratch) == (8, (3 << 40) + kit.WORKSPACE_OFFSET)
+
+
+def test_a_relocatable_run_checks_like_a_run(stub: Any) -> None:
+    plan = stub.plan(0)
+    with pytest.raises(InvalidProblem, match="bias"):
+        plan.relocatable(stub.args(bias=True), bp.allocate_workspace(plan))
+    with pytest.raises(WorkspaceTooSmall):
+        plan.relocatable(stub.args())
+    assert stub.plan("host").relocatable(stub.kit.TinyArgs(*(np.zeros((4, 8), np.float16) for _ in range(2)))) is None
+    assert stub.plan(0, rows=0).relocatable(
+        stub.kit.TinyArgs(*(bp.empty((0, 8), bp.ElementKind.F16, plan.device) for _ in range(2))),
+        bp.allocate_workspace(plan),
+    ) is None  # fmt: skip
 
 
 @pytest.mark.stub(devices=2)
