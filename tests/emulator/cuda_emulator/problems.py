@@ -39,6 +39,14 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
         *(bp.Int4AwqGemmDescriptor(m, ic, oc, group, None, _TILED) for m, ic, oc, group in
           ((31, 800, 200, 32), (64, 1088, 72, 64), (70, 896, 264, 128), (150, 544, 136, -1))),
     ),
+    "int4_awq_dequantize": (
+        # Several tiles each way, the last ones ragged; every number of groups of a block; scales of the other element.
+        *(bp.Int4AwqDequantizeDescriptor(ic, oc, group, _TILED, element, scales, layout) for ic, oc, group in
+          ((288, 136, 32), (448, 72, 64), (384, 200, 128), (160, 64, -1))
+          for element, scales in ((bp.ElementKind.F16, bp.ElementKind.BF16), (bp.ElementKind.BF16, bp.ElementKind.F16))
+          for layout in (bp.LayoutSku.RRR, bp.LayoutSku.RCR)),
+        bp.Int4AwqDequantizeDescriptor(288, 136, 32, _TILED, bp.ElementKind.F32),
+    ),
     "int4_awq_repack": (
         # Several tiles each way, the last ones ragged; rows of 33 words lie at no multiples of 16 bytes.
         *(bp.Int4AwqRepackDescriptor(544, 288, 32, *layouts) for layouts in _CHANGES),

@@ -67,6 +67,7 @@ To emulated_bit_cast(From from) {
   return to;
 }
 inline float __uint_as_float(unsigned bits) { return emulated_bit_cast<float>(bits); }
+inline unsigned __float_as_uint(float value) { return emulated_bit_cast<unsigned>(value); }
 inline float __int_as_float(int bits) { return emulated_bit_cast<float>(bits); }
 
 // Byte i of the result is byte `selector` nibble i (bits 0 to 2) of the eight in a and b; bit 3 asks for that
