@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from baracuda_py.ops.quantize.awq_gemm_dequantized import dequantized_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm80 import sm80_kernels
 from baracuda_py.ops.quantize.awq_gemm_tiled import tiled_kernels
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host, awq_gemm_tiled_host
@@ -305,6 +306,7 @@ OP = Op(
     kernels=(
         *(kernel for layout in _DIRECT for kernel in sm80_kernels(layout)),
         *tiled_kernels(AwqWeightLayout.TILED),
+        *dequantized_kernels(),
         *(kernel for element in _ELEMENTS for epilogue in EpilogueKind for kernel in _host_kernels(element, epilogue)),
     ),
     examples=_examples(),

@@ -81,6 +81,17 @@ class _Recorded:
         return driver.run(self.function, self.geometry, ctypes.addressof(pointers))
 
 
+@frozen(eq=False)
+class _Foreign:
+    """Work of a library in a graph."""
+
+    work: Callable[[], None]
+
+    def replay(self, driver: EmulatedDriver) -> Any:
+        self.work()
+        return (_SUCCESS,)
+
+
 @define(eq=False)
 class EmulatedDriver:
     """Stands in for the module `cuda.bindings.driver`; its enumerations are the module's own.
@@ -103,8 +114,8 @@ class EmulatedDriver:
     fault: Fault | None = None
     _contexts: list[int] = field(factory=list)
     _handles: Any = field(factory=lambda: itertools.count(0x1000))
-    _streams: dict[int, list[_Recorded] | None] = field(factory=dict)
-    _graphs: dict[int, list[_Recorded]] = field(factory=dict)
+    _streams: dict[int, list[Any] | None] = field(factory=dict)
+    _graphs: dict[int, list[Any]] = field(factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("CU"):
@@ -146,6 +157,11 @@ class EmulatedDriver:
 
     def cuCtxPopCurrent(self) -> Any:
         return _SUCCESS, self._contexts.pop()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the context is current."""
+        return bool(self._contexts)
 
     def cuCtxSynchronize(self) -> Any:
         return (_SUCCESS,)
@@ -207,6 +223,13 @@ class EmulatedDriver:
             recording.append(_Recorded(function, tuple(geometry), _values(function.kernel, parameters)))
             return (_SUCCESS,)
         return self.run(function, geometry, parameters)
+
+    def captures(self, stream: int, work: Callable[[], None]) -> bool:
+        """Whether the stream is being captured; `work`, a library's, is then part of the graph."""
+        recording = self._streams.get(stream)
+        if recording is not None:
+            recording.append(_Foreign(work))
+        return recording is not None
 
     def run(self, function: _Function, geometry: Sequence[int], parameters: int) -> Any:
         """Run a launch to its end; a fault becomes the CUresult that a GPU would give, and stays in `fault`."""

@@ -13,9 +13,9 @@ from baracuda_py.ops import builtin_ops
 from baracuda_py.plan import Plan
 from baracuda_py.registry import Kernel, Op, Registry
 from baracuda_py.testing.calls import Case, cases, serves
-from baracuda_py.vocab.code import PtxCode
+from baracuda_py.vocab.code import PtxCode, SequenceCode
 
-__all__ = ["cuda_kernels", "cuda_ops", "problems"]
+__all__ = ["composed_kernels", "cuda_kernels", "cuda_ops", "problems"]
 
 _BOTH = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
 _TILED = bp.AwqWeightLayout.TILED
@@ -76,6 +76,11 @@ def cuda_ops() -> tuple[Op, ...]:
 def cuda_kernels() -> tuple[Kernel, ...]:
     """Every CUDA kernel of the built-in ops."""
     return tuple(kernel for op in cuda_ops() for kernel in op.kernels if isinstance(kernel.code, PtxCode))
+
+
+def composed_kernels() -> tuple[Kernel, ...]:
+    """Every kernel of the built-in ops that is made of others."""
+    return tuple(kernel for op in cuda_ops() for kernel in op.kernels if isinstance(kernel.code, SequenceCode))
 
 
 def problems(registry: Registry[Plan], kernel: Kernel) -> Iterator[Case]:
