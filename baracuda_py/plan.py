@@ -30,7 +30,7 @@ class Plan:
         device: where it runs.
         kernel: the chosen kernel.
         workspace_size: bytes of device memory that a run must be lent; 0 when it needs none.
-        launches: the CUDA launches of ours in one run: none of host and library kernels, or when there is nothing to do.
+        launches: the CUDA launches of one run, those of a library left out; empty when there is nothing to do.
     """
 
     op: ClassVar[Op]

@@ -1,4 +1,4 @@
-"""How a kernel runs, as data: launches of PTX, a NumPy function, a library call, or several of these; and who executes it.
+"""How a kernel runs, as data: PTX launches, a NumPy function, a library call, or steps of these; and who executes it.
 
 A kernel holds one `PtxCode`, `HostCode`, `LibraryCode` or `SequenceCode`. A `Backend` turns it, for one descriptor and
 device, into an `Executable`. Neither knows the registry; a plan connects them.

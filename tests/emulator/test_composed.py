@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from cuda_emulator.problems import composed_kernels, problems
 
-from baracuda_py.ops.quantize.awq_dequantize import Int4AwqDequantizeDescriptor
 from baracuda_py.ops.quantize.awq_dequantize import OP as DEQUANTIZE
+from baracuda_py.ops.quantize.awq_dequantize import Int4AwqDequantizeDescriptor
 from baracuda_py.testing.calls import Call
 from baracuda_py.vocab.code import PtxCode
 from baracuda_py.vocab.elements import numpy_dtype

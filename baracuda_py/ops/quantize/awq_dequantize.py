@@ -290,7 +290,8 @@ OP = Op(
     rules=RULES,
     reference=_reference,
     kernels=tuple(
-        make(element, layout) for make in (_kernel, _tiled_kernel, _host_kernel) for element, layout in product(_ELEMENTS, _LAYOUTS)
+        make(element, layout)
+        for make in (_kernel, _tiled_kernel, _host_kernel) for element, layout in product(_ELEMENTS, _LAYOUTS)
     ),
     examples=_examples(),
     samples=samples,

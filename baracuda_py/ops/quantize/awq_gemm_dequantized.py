@@ -3,9 +3,9 @@
     weight = dequantize(weight_packed)        f16 or bf16, each weight rounded once; (ic, oc) for HF_GEMM, else (oc, ic)
     output = activation(x @ weight + bias)    f32 sums, rounded once
 
-Each is a kernel of an op of its own, `int4_awq_dequantize` and `dense_gemm`. A weight in bf16 has 8 bits of mantissa and
-one in f16 ends at 65504 and loses digits below 2^-14, as any 16-bit model's weights do: what is promised of the result
-is what `dense_gemm` promises of a product of 16-bit operands.
+Each is a kernel of an op of its own, `int4_awq_dequantize` and `dense_gemm`. What is promised is what `dense_gemm`
+promises of a product of 16-bit operands: weights are rounded to that type before it, and have its range. In f16 they
+end at 65504 and lose digits below 2^-14.
 """
 
 from __future__ import annotations

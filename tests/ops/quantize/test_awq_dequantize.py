@@ -39,8 +39,8 @@ def test_tiled_weights_must_be_aligned_for_loads_of_16_bytes():
     for address in (0x10000, 0x10010):
         weight = bp.TensorRef(address, desc.weight_shape, bp.ElementKind.I32)
         assert plan.can_implement(bp.Int4AwqDequantizeArgs(weight, None, None, output))
+    weight = bp.TensorRef(0x10008, desc.weight_shape, bp.ElementKind.I32)
     with pytest.raises(MisalignedOperand):
-        weight = bp.TensorRef(0x10008, desc.weight_shape, bp.ElementKind.I32)
         plan.can_implement(bp.Int4AwqDequantizeArgs(weight, None, None, output))
 
 

@@ -1,4 +1,4 @@
-"""The AWQ GEMM that dequantises into its workspace and leaves the product to cuBLASLt: when it is taken, and its room."""
+"""The AWQ GEMM that dequantises into its workspace and leaves the product to cuBLASLt: when it is taken, its room."""
 
 from __future__ import annotations
 
