@@ -29,7 +29,7 @@ _GRID_LIMITS = ((1 << 31) - 1, 65_535, 65_535)
 _BLOCK_LIMITS = (1024, 1024, 64)
 _MAX_THREADS = 1024
 # Beginnings of the names of kernels whose blocks loop over what the grid leaves, so that any grid is right.
-LOOPING = ("softmax_", "awq_gemm_reduce_", "rms_norm_")
+LOOPING = ("softmax_", "awq_gemm_reduce_", "rms_norm_", "quantize_per_token_")
 
 
 @frozen
