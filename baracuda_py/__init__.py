@@ -78,13 +78,14 @@ def _make_default_registry() -> Registry[Plan]:
     from baracuda_py.backends.cublaslt import CublasLtBackend
     from baracuda_py.backends.cuda import CudaBackend
     from baracuda_py.backends.host import HostBackend
+    from baracuda_py.backends.sequence import SequenceBackend
     from baracuda_py.ops import builtin_ops
     from baracuda_py.plan import new_registry
     from baracuda_py.tuning import table_for
 
     registry = new_registry(plugins=True, tables=table_for)
     cuda = CudaBackend()
-    for backend in (HostBackend(), cuda, CublasLtBackend(cuda)):
+    for backend in (HostBackend(), cuda, CublasLtBackend(cuda), SequenceBackend(registry.backend)):
         registry.register_backend(backend)
     for op in builtin_ops():
         registry.register(op)

@@ -10,7 +10,13 @@ from typing import Any, ClassVar, Self
 from baracuda_py.errors import InvalidProblem, MisalignedOperand, Unsupported, WorkspaceTooSmall
 from baracuda_py.operands import OperandChecker
 from baracuda_py.registry import Explanation, Kernel, Op, Registry, Selection
-from baracuda_py.vocab.code import Executable, Launch, OverlappingExecutable, PtxCode, RelocatableExecutable
+from baracuda_py.vocab.code import (
+    Executable,
+    Launch,
+    OverlappingExecutable,
+    RelocatableExecutable,
+    launches_of,
+)
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import PlanPreference, Workspace
 from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
@@ -30,7 +36,7 @@ class Plan:
         device: where it runs.
         kernel: the chosen kernel.
         workspace_size: bytes of device memory that a run must be lent; 0 when it needs none.
-        launches: the CUDA launches of one run; empty for host and library kernels, and when there is nothing to do.
+        launches: the CUDA launches of one run, those of a library left out; empty when there is nothing to do.
     """
 
     op: ClassVar[Op]
@@ -64,8 +70,8 @@ class Plan:
             self.launches = self._executable.launches
             if isinstance(self._executable, RelocatableExecutable):
                 self._run_at = self._executable.run_at
-        elif isinstance(code, PtxCode):
-            self.launches = code.launches(self.descriptor, self.device)
+        else:
+            self.launches = launches_of(code, self.descriptor, self.device)
 
     @classmethod
     def select(cls, stream: Any, descriptor: Any, preference: PlanPreference | None = None) -> Self:

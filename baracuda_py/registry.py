@@ -15,7 +15,17 @@ from typing import Any, Generic, TypeVar
 from attrs import evolve, field, frozen
 
 from baracuda_py.errors import BaracudaError, NoKernel, Refused, RegistrationError, Unsupported
-from baracuda_py.vocab.code import WORKSPACE, Backend, Code, HostCode, Launch, Pointer, PtxCode, Stride
+from baracuda_py.vocab.code import (
+    WORKSPACE,
+    Backend,
+    Code,
+    HostCode,
+    Launch,
+    Pointer,
+    PtxCode,
+    SequenceCode,
+    Stride,
+)
 from baracuda_py.vocab.descriptors import TensorSpec, from_fields, specs_of
 from baracuda_py.vocab.device import HOST, Device, dry_device
 from baracuda_py.vocab.enums import ArchSku, BackendKind, ElementKind, EpilogueKind, LayoutSku, OpCategory
@@ -708,12 +718,14 @@ def _kernel_problems(op: Op, kernel: Kernel, implied: Iterable[Rule]) -> Iterato
     served = [e for e in op.examples if all(rule.holds(e) for rule in (*implied, *kernel.rules))]
     if not served:
         yield "examples: none of the op's examples is served by this kernel"
-    if isinstance(kernel.code, PtxCode):
-        device = dry_device(sku.arch.name.lower())
-        for example in served:
-            if not op.is_empty(example):
-                written = {spec.name for spec in op.specs if spec.written and spec.needed_on(example)}
+    device = dry_device(sku.arch.name.lower()) if sku.arch is not ArchSku.HOST else HOST
+    for example in served:
+        if not op.is_empty(example):
+            written = {spec.name for spec in op.specs if spec.written and spec.needed_on(example)}
+            if isinstance(kernel.code, PtxCode):
                 yield from _launch_problems(kernel.code.launches(example, device), names, written)
+            elif isinstance(kernel.code, SequenceCode):
+                yield from _sequence_problems(kernel.code, example, device, names, written)
 
 
 def _host_problems(code: HostCode, names: set[str]) -> Iterator[str]:
@@ -724,6 +736,24 @@ def _host_problems(code: HostCode, names: set[str]) -> Iterator[str]:
     for name in sorted(taken ^ names):
         word = "is no argument of the op" if name in taken else "is not taken by the function"
         yield f"arguments: {name!r} {word}"
+
+
+def _sequence_problems(
+    code: SequenceCode, descriptor: Any, device: Device, names: set[str], written: set[str]
+) -> Iterator[str]:
+    scratch = {one.name for one in code.scratch(descriptor)}
+    if both := sorted(scratch & names):
+        yield f"arguments: {both[0]!r} is an argument of the op and a scratch tensor"
+    given: set[str] = set()
+    for step in code.steps:
+        for name in sorted(set(step.operands.values()) - names - scratch):
+            yield f"arguments: a step is given {name!r}, which is no argument of the op and no scratch tensor"
+        if isinstance(step.code, PtxCode):
+            launches = step.code.launches(step.descriptor(descriptor), device)
+            yield from _launch_problems(launches, set(step.operands), set())
+        given |= set(step.operands.values())
+    for name in sorted(written - given):
+        yield f"arguments: no step is given the output {name!r}"
 
 
 def _launch_problems(launches: tuple[Launch, ...], names: set[str], written: set[str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from baracuda_py.errors import BaracudaError
-from baracuda_py.vocab.code import Launch, PtxCode
+from baracuda_py.vocab.code import Launch, launches_of
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import Workspace
 from baracuda_py.vocab.tensors import TensorRef
@@ -73,6 +73,5 @@ class NullBackend:
     def prepare(
         self, code: Any, descriptor: Any, device: Device, names: tuple[str, ...], where: str
     ) -> _NullExecutable:
-        """Compute the launches of PTX code; none for other code."""
-        launches = code.launches(descriptor, device) if isinstance(code, PtxCode) else ()
-        return _NullExecutable(self, where, launches, device)
+        """Compute the launches of the code, as far as it says them."""
+        return _NullExecutable(self, where, launches_of(code, descriptor, device), device)

@@ -31,7 +31,7 @@ from baracuda_py.cli.skus import promise
 from baracuda_py.cli.status import exit_code, reason
 from baracuda_py.errors import BaracudaError, NoKernel
 from baracuda_py.registry import Candidate, Explanation, Op
-from baracuda_py.vocab.code import Launch, PtxCode
+from baracuda_py.vocab.code import Launch, launches_of
 from baracuda_py.vocab.enums import BackendKind
 from baracuda_py.vocab.preference import PlanPreference
 
@@ -151,9 +151,9 @@ def _workspace(explanation: Explanation, candidate: Candidate) -> int:
 
 def _launches(explanation: Explanation) -> tuple[Launch, ...]:
     kernel = explanation.chosen
-    if kernel is None or not isinstance(kernel.code, PtxCode) or explanation.op.is_empty(explanation.descriptor):
+    if kernel is None or explanation.op.is_empty(explanation.descriptor):
         return ()
-    return kernel.code.launches(explanation.descriptor, explanation.device)
+    return launches_of(kernel.code, explanation.descriptor, explanation.device)
 
 
 def _show(explanation: Explanation, every: bool) -> None:

@@ -1,22 +1,25 @@
-"""How a kernel runs, as data: launches of PTX, a NumPy function, or a library call; and who executes that.
+"""How a kernel runs, as data: PTX launches, a NumPy function, a library call, or steps of these; and who executes it.
 
-A kernel holds one `PtxCode`, `HostCode` or `LibraryCode`. A `Backend` turns it, for one descriptor and device, into an
-`Executable`. Neither knows the registry; a plan connects them.
+A kernel holds one `PtxCode`, `HostCode`, `LibraryCode` or `SequenceCode`. A `Backend` turns it, for one descriptor and
+device, into an `Executable`. Neither knows the registry; a plan connects them.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from baracuda_py.errors import BaracudaError
 from baracuda_py.vocab.device import Device
+from baracuda_py.vocab.elements import bits_of
 from baracuda_py.vocab.enums import ArchSku, ElementKind
 from baracuda_py.vocab.preference import Workspace
-from baracuda_py.vocab.tensors import TensorRef
+from baracuda_py.vocab.tensors import TensorRef, row_major_strides
 
 __all__ = [
     "WORKSPACE",
@@ -30,13 +33,18 @@ __all__ = [
     "Pointer",
     "PtxCode",
     "RelocatableExecutable",
+    "Scratch",
+    "SequenceCode",
+    "Step",
     "Stride",
     "TensorMap",
     "WhenOverlapping",
     "f32",
+    "launches_of",
 ]
 
 WORKSPACE = "workspace"
+_PART_ALIGNMENT = 256  # bytes from the start of a workspace, to multiples of which its parts lie
 
 
 @frozen
@@ -167,7 +175,114 @@ class LibraryCode:
     problem: Callable[[Any], Mapping[str, Any]]
 
 
-Code = PtxCode | HostCode | LibraryCode
+@frozen
+class Scratch:
+    """A tensor in the workspace, row-major and packed, that a step of a sequence leaves to a later one."""
+
+    name: str
+    shape: tuple[int, ...]
+    element: ElementKind
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes up, up to the next part of the workspace."""
+        return _aligned(math.prod(self.shape) * bits_of(self.element) // 8)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _PART_ALIGNMENT) * _PART_ALIGNMENT
+
+
+def _no_workspace(_descriptor: Any, _device: Device) -> int:
+    return 0
+
+
+@frozen(eq=False)
+class Step:
+    """A kernel of this or another op, as one step of a sequence.
+
+    Attributes:
+        code: the kernel's.
+        descriptor: the kernel's descriptor for one of the whole op.
+        operands: for each argument that the kernel is given, which argument of the whole op or which scratch tensor
+            it is.
+        workspace: the kernel's: bytes for its descriptor on a device.
+    """
+
+    code: PtxCode | LibraryCode
+    descriptor: Callable[[Any], Any]
+    operands: Mapping[str, str]
+    workspace: Callable[[Any, Device], int] = _no_workspace
+
+
+@frozen(eq=False)
+class SequenceCode:
+    """Kernels that run one after the other on one stream and hand on tensors in the workspace.
+
+    The workspace holds the scratch tensors, in their order, and behind them what any one step needs for itself; all
+    parts start at multiples of 256 bytes.
+
+    Attributes:
+        steps: what runs.
+        scratch: the tensors that are handed on, for a descriptor.
+    """
+
+    steps: tuple[Step, ...]
+    scratch: Callable[[Any], tuple[Scratch, ...]]
+    executor: str = field(default="sequence", init=False)
+
+    def placed(self, descriptor: Any) -> tuple[Mapping[str, tuple[int, Scratch]], int]:
+        """Each scratch tensor with its offset in the workspace, by name, and the offset of what steps need."""
+        scratch = self.scratch(descriptor)
+        offsets = tuple(accumulate((one.nbytes for one in scratch), initial=0))
+        return {one.name: (offset, one) for offset, one in zip(offsets, scratch, strict=False)}, offsets[-1]
+
+    def workspace(self, descriptor: Any, device: Device) -> int:
+        """Bytes of the workspace: what a kernel with this code states."""
+        _, offset = self.placed(descriptor)
+        return offset + max(step.workspace(step.descriptor(descriptor), device) for step in self.steps)
+
+    def launches(self, descriptor: Any, device: Device) -> tuple[Launch, ...]:
+        """The launches of the steps that are PTX, with pointers to the whole op's arguments and workspace."""
+        placed, offset = self.placed(descriptor)
+        return tuple(
+            evolve(
+                launch,
+                parameters=tuple(_renamed(p, step.operands, placed, offset) for p in launch.parameters),
+                module=launch.module or step.code.module,
+            )
+            for step in self.steps
+            if isinstance(step.code, PtxCode)
+            for launch in step.code.launches(step.descriptor(descriptor), device)
+        )
+
+
+def _renamed(
+    parameter: Any, operands: Mapping[str, str], placed: Mapping[str, tuple[int, Scratch]], offset: int
+) -> Any:
+    """A parameter of a step, as one of the whole."""
+    if isinstance(parameter, tuple):
+        return tuple(_renamed(part, operands, placed, offset) for part in parameter)
+    if isinstance(parameter, int | WhenOverlapping):
+        return parameter
+    if parameter.argument == WORKSPACE:
+        return Pointer(WORKSPACE, offset + parameter.offset)
+    name = operands[parameter.argument]
+    if name not in placed:
+        return evolve(parameter, argument=name)
+    start, scratch = placed[name]
+    if isinstance(parameter, Pointer):
+        return Pointer(WORKSPACE, start + parameter.offset)
+    assert isinstance(parameter, Stride), "no kernel takes a scratch tensor by a map"
+    return row_major_strides(scratch.shape)[parameter.axis]
+
+
+Code = PtxCode | HostCode | LibraryCode | SequenceCode
+
+
+def launches_of(code: Code, descriptor: Any, device: Device) -> tuple[Launch, ...]:
+    """The CUDA launches of ours that a run makes; those of a library are not known."""
+    return code.launches(descriptor, device) if isinstance(code, PtxCode | SequenceCode) else ()
 
 
 class Executable(Protocol):

@@ -22,7 +22,7 @@ from baracuda_py.errors import DriverError
 from baracuda_py.ops import builtin_ops
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host
 from baracuda_py.plan import new_registry
-from baracuda_py.vocab.code import PtxCode
+from baracuda_py.vocab.code import PtxCode, launches_of
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.elements import numpy_dtype
 
@@ -178,7 +178,7 @@ class _FakeContext:
 class _FakeExecutable:
     def __init__(self, backend: FakeGpu, code: Any, descriptor: Any, device: Device, names: tuple[str, ...]) -> None:
         self.device = device
-        self.launches = code.launches(descriptor, device) if isinstance(code, PtxCode) else ()
+        self.launches = launches_of(code, descriptor, device)
         self._backend, self._descriptor, self._names = backend, descriptor, names
 
     def stream_handle(self, stream: Any, owner: Any) -> int:

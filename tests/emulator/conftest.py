@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import baracuda_py
+from baracuda_py.ops.gemm import dense_gemm
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "backends" / "cublaslt"))
 
 from cuda_emulator.backend import EmulatorBackend, Modules, emulated_registry
 from cuda_emulator.compiler import problem
@@ -25,6 +27,12 @@ def modules(request: pytest.FixtureRequest) -> Modules:
     if problem():
         pytest.skip(problem())
     return Modules(Path(request.config.cache.mkdir("cuda_emulator")))
+
+
+@pytest.fixture(autouse=True)
+def _small_library_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The double of cuBLASLt needs no workspace, and 32 MiB would be fenced, filled and compared at every run."""
+    monkeypatch.setattr(dense_gemm, "_WORKSPACE_BYTES", 1024)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from cuda_emulator.backend import AMPERE, HOPPER, HOPPER_SLICE, EmulatorBackend, Modules, emulated_registry
-from cuda_emulator.problems import cuda_kernels, cuda_ops, problems
+from cuda_emulator.problems import composed_kernels, cuda_kernels, cuda_ops, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +24,8 @@ from baracuda_py.testing.strategies import valid
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.enums import ArchSku
 
+KERNELS = (*cuda_kernels(), *composed_kernels())
+
 
 def _check(case: Case, laws, backend: EmulatorBackend) -> None:
     for law in laws:
@@ -34,7 +36,7 @@ def _check(case: Case, laws, backend: EmulatorBackend) -> None:
             raise
 
 
-@pytest.mark.parametrize("kernel", cuda_kernels(), ids=lambda kernel: str(kernel.sku))
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: str(kernel.sku))
 def test_every_cuda_kernel_keeps_the_laws_on_the_examples_of_its_op(kernel, registry, backend):
     checked = 0
     for case in cases(registry, registry.device(0), kernel):
@@ -67,7 +69,7 @@ def test_every_cuda_kernel_is_right_on_any_valid_descriptor(op, modules: Modules
     check()
 
 
-@pytest.mark.parametrize("kernel", cuda_kernels(), ids=lambda kernel: str(kernel.sku))
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: str(kernel.sku))
 def test_every_cuda_kernel_is_right_on_further_problems(kernel, registry, backend):
     for case in problems(registry, kernel):
         if case.descriptor not in case.op.examples:

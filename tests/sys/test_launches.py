@@ -6,13 +6,24 @@ import pytest
 
 import baracuda_py as bp
 from baracuda_py.sys import module
-from baracuda_py.vocab.code import Launch, Pointer, PtxCode, Stride, TensorMap, WhenOverlapping
+from baracuda_py.testing.calls import serves
+from baracuda_py.vocab.code import (
+    Launch,
+    Pointer,
+    PtxCode,
+    SequenceCode,
+    Stride,
+    TensorMap,
+    WhenOverlapping,
+    launches_of,
+)
 from baracuda_py.vocab.device import Device, dry_device
 
 DEVICES = [dry_device(name) for name in ("sm_80", "sm_86", "sm_90", "sm_120")]
 KERNELS = [
-    (op, kernel) for op in bp.default_registry().ops() for kernel in op.kernels if isinstance(kernel.code, PtxCode)
-]
+    (op, kernel)
+    for op in bp.default_registry().ops() for kernel in op.kernels if isinstance(kernel.code, PtxCode | SequenceCode)
+]  # fmt: skip
 
 
 def _nbytes(parameter: object) -> set[int]:
@@ -28,8 +39,9 @@ def _nbytes(parameter: object) -> set[int]:
 SHARED = {(8, 0): 163, (8, 6): 99, (9, 0): 227, (12, 0): 99}
 
 
-def _check(launch: Launch, code: PtxCode, device: Device) -> None:
-    entry = module(launch.module or code.module, code.arch.name.lower()).entry(launch.entry)
+def _check(launch: Launch, kernel: bp.Kernel, device: Device) -> None:
+    name = launch.module or kernel.code.module
+    entry = module(name, kernel.sku.arch.name.lower()).entry(launch.entry)
     assert len(launch.parameters) == len(entry.parameter_nbytes)
     for parameter, nbytes in zip(launch.parameters, entry.parameter_nbytes, strict=True):
         if isinstance(parameter, WhenOverlapping):
@@ -51,17 +63,13 @@ def _check(launch: Launch, code: PtxCode, device: Device) -> None:
 
 @pytest.mark.parametrize(("op", "kernel"), KERNELS, ids=lambda value: getattr(value, "name", None) or str(value.sku))
 def test_every_launch_is_what_its_kernel_was_compiled_for(op, kernel):
-    registry = bp.default_registry()
     checked = 0
     for device in DEVICES:
         for example in op.examples:
-            if op.is_empty(example):
+            if op.is_empty(example) or not device.loads(kernel.sku.arch) or not serves(op, kernel, example):
                 continue
-            explanation = registry.explain(example, device, bp.PlanPreference(sku=kernel.sku))
-            if explanation.chosen is not kernel:
-                continue
-            for launch in kernel.code.launches(example, device):
-                _check(launch, kernel.code, device)
+            for launch in launches_of(kernel.code, example, device):
+                _check(launch, kernel, device)
                 checked += 1
     assert checked
 
@@ -75,4 +83,4 @@ def test_awq_gemm_launches_of_real_shapes(m, group_size, layout):
         for device in DEVICES:
             plan = bp.select(desc, device)
             for launch in plan.launches:
-                _check(launch, plan.kernel.code, device)
+                _check(launch, plan.kernel, device)

@@ -35,6 +35,7 @@ _DTYPES = {
     for name, dtype in (
         ("F16", "float16"), ("BF16", "bfloat16"), ("F32", "float32"), ("F64", "float64"), ("I8", "int8"),
         ("U8", "uint8"), ("I16", "int16"), ("I32", "int32"), ("I64", "int64"), ("BOOL", "bool"),
+        ("FP8_E4M3", "float8_e4m3fn"), ("FP8_E5M2", "float8_e5m2"),
     )
     if name in ElementKind.__members__
 }  # fmt: skip

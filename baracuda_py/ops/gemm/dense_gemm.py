@@ -244,7 +244,7 @@ def _library_cost(desc: DenseGemmDescriptor, device: Device) -> float:
     m, n, k = desc.m, desc.n, desc.k
     nbytes = desc.matrices * (m * k + k * n + m * n) * bits_of(desc.element) // 8
     flop = 2 * desc.matrices * m * n * k * _SLOWDOWN.get(desc.element, 1)
-    return _LAUNCH_US + max(nbytes / device.bytes_per_us, flop / device.flop_per_us)
+    return _LAUNCH_US + max(nbytes / (0.65 * device.bytes_per_us), flop / (0.75 * device.flop_per_us))
 
 
 def _library_kernel(layout: LayoutSku, element: ElementKind, epilogue: EpilogueKind) -> Kernel:

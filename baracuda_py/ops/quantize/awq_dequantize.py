@@ -10,9 +10,10 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from baracuda_py.ops.quantize.awq_gemm import WEIGHT_SHAPES, AwqWeightLayout, plain_reference, samples
 from baracuda_py.ops.quantize.awq_host import awq_dequantize_host, awq_dequantize_tiled_host
+from baracuda_py.ops.quantize.awq_layout import WEIGHT_SHAPES, AwqWeightLayout, plain_reference, samples
 from baracuda_py.ops.quantize.awq_reference import dequantize_reference
+from baracuda_py.ops.quantize.awq_tiles import Tiling
 from baracuda_py.registry import Kernel, Op
 from baracuda_py.sys import module
 from baracuda_py.vocab.code import HostCode, Launch, Pointer, PtxCode, Stride
@@ -65,6 +66,11 @@ class Int4AwqDequantizeDescriptor:
     def groups(self) -> int:
         """Groups along ic."""
         return self.ic // self.group if self.group else 0
+
+    @property
+    def weights(self) -> int:
+        """Nibbles of the weight."""
+        return self.ic * self.oc
 
     @property
     def weight_shape(self) -> tuple[int, int]:
@@ -166,13 +172,19 @@ def _host_kernel(element: ElementKind, layout: LayoutSku) -> Kernel:
 
 
 _MODULE = "quantize.awq_dequantize"
+_TILED_MODULE = "quantize.awq_dequantize.tiled"
+_INT = (1 << 31) - 1
+
+
+def _entry(desc: Int4AwqDequantizeDescriptor) -> str:
+    order = "oc_ic" if desc.layout is LayoutSku.RCR else "ic_oc"
+    return f"awq_dequantize_sm80_{desc.element.name.lower()}_{desc.weight_layout.value}_{order}"
 
 
 def _launches(desc: Int4AwqDequantizeDescriptor, device: Device) -> tuple[Launch, ...]:
     code = module(_MODULE, "sm80")
     oc_major = desc.weight_layout is AwqWeightLayout.OC_MAJOR
     rows, columns = (desc.oc, desc.ic) if oc_major else (desc.ic, desc.oc)  # as the weights lie
-    order = "oc_ic" if desc.layout is LayoutSku.RCR else "ic_oc"
     piece = 128 // bits_of(desc.element)  # elements of a 16-byte store
     if (desc.layout is LayoutSku.RCR) == oc_major:  # the output's rows are the weights' rows
         tile = code.constant("kDirectRows"), code.constant("kDirectLanes") * piece
@@ -181,7 +193,7 @@ def _launches(desc: Int4AwqDequantizeDescriptor, device: Device) -> tuple[Launch
     grid = -(-rows // tile[0]) * -(-columns // tile[1])
     return (
         Launch(
-            f"awq_dequantize_sm80_{desc.element.name.lower()}_{desc.weight_layout.value}_{order}",
+            _entry(desc),
             (grid, 1, 1),
             (code.constant("kThreads"), 1, 1),
             (
@@ -202,8 +214,28 @@ def _launches(desc: Int4AwqDequantizeDescriptor, device: Device) -> tuple[Launch
     )
 
 
+def _tiled_launches(desc: Int4AwqDequantizeDescriptor, device: Device) -> tuple[Launch, ...]:
+    tiling = Tiling(desc.ic, desc.oc, desc.group_size)
+    return (
+        Launch(
+            _entry(desc),
+            (tiling.tiles * tiling.columns, 1, 1),
+            (module(_TILED_MODULE, "sm80").constant("kTiledThreads"), 1, 1),
+            (
+                Pointer("weight_packed"),
+                Pointer("output"),
+                desc.ic,
+                desc.oc,
+                tiling.groups_of_block,
+                int(desc.scales_element is ElementKind.BF16),
+                Stride("output", 0),
+            ),
+        ),
+    )
+
+
 def _cost(desc: Int4AwqDequantizeDescriptor, device: Device) -> float:
-    return 3 + desc.ic * desc.oc * (4 + bits_of(desc.element)) / 8 / (0.7 * device.bytes_per_us)
+    return 3 + desc.weights * (4 + bits_of(desc.element)) / 8 / (0.6 * device.bytes_per_us)
 
 
 def _kernel(element: ElementKind, layout: LayoutSku) -> Kernel:
@@ -213,10 +245,25 @@ def _kernel(element: ElementKind, layout: LayoutSku) -> Kernel:
         cost=_cost,
         rules=(
             one_of("weight_layout", (AwqWeightLayout.OC_MAJOR, AwqWeightLayout.HF_GEMM), why="the kernel reads these"),
-            *(at_most(name, (1 << 31) - 1, why="the kernel takes it as a 32-bit int") for name in ("ic", "oc")),
+            *(at_most(name, _INT, why="the kernel takes it as a 32-bit int") for name in ("ic", "oc")),
         ),
         alignment={"scales": 8},  # four scales at a time
         doc="one pass, transposing through shared memory where the orders differ",
+    )
+
+
+def _tiled_kernel(element: ElementKind, layout: LayoutSku) -> Kernel:
+    return Kernel(
+        _sku(element, layout, ArchSku.SM80, "tiled"),
+        PtxCode(_TILED_MODULE, ArchSku.SM80, _tiled_launches),
+        cost=_cost,
+        rules=(
+            one_of("weight_layout", (AwqWeightLayout.TILED,), why="the kernel reads this one"),
+            *(at_most(name, _INT - 127, why="the kernel rounds it up in a 32-bit int") for name in ("ic", "oc")),
+            at_most("weights", 1 << 43, why="a grid has at most 2^31 - 1 blocks"),
+        ),
+        alignment={"weight_packed": 16},
+        doc="one pass over 64 x 128 channels a thread block, through shared memory",
     )
 
 
@@ -243,7 +290,8 @@ OP = Op(
     rules=RULES,
     reference=_reference,
     kernels=tuple(
-        make(element, layout) for make in (_kernel, _host_kernel) for element, layout in product(_ELEMENTS, _LAYOUTS)
+        make(element, layout)
+        for make in (_kernel, _tiled_kernel, _host_kernel) for element, layout in product(_ELEMENTS, _LAYOUTS)
     ),
     examples=_examples(),
     samples=samples,

@@ -12,17 +12,17 @@ Weight layouts (`AwqWeightLayout`), nibble order with high bits left:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from baracuda_py.ops.quantize.awq_gemm_dequantized import dequantized_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm80 import sm80_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm90a import sm90a_kernels
 from baracuda_py.ops.quantize.awq_gemm_tiled import tiled_kernels
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host, awq_gemm_tiled_host
+from baracuda_py.ops.quantize.awq_layout import WEIGHT_SHAPES, AwqWeightLayout, plain_reference, samples
 from baracuda_py.ops.quantize.awq_onnxruntime import PreparedAwqGemm, awq_gemm_onnxruntime
-from baracuda_py.ops.quantize.awq_reference import gemm_reference, untiled_reference
-from baracuda_py.ops.quantize.awq_tiles import Tiling, pack_tiles
+from baracuda_py.ops.quantize.awq_reference import gemm_reference
 from baracuda_py.registry import Kernel, Op
 from baracuda_py.vocab.code import HostCode
 from baracuda_py.vocab.descriptors import arguments, descriptor, enum_field, int_field, tensor
@@ -42,25 +42,6 @@ from baracuda_py.vocab.rules import multiple_of, non_negative, one_of, positive
 from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
 
 __all__ = ["OP", "AwqWeightLayout", "Int4AwqGemmArgs", "Int4AwqGemmDescriptor"]
-
-
-class AwqWeightLayout(Enum):
-    """How the 4-bit weights and zero points lie in memory."""
-
-    OC_MAJOR = "oc_major"  # baracuda's: a row of words an output channel
-    HF_GEMM = "hf_gemm"  # what Hugging Face *-AWQ checkpoints hold: a row of words an input channel
-    TILED = "tiled"  # ours: fragments for tensor cores, scales and zero points beside them
-
-    @property
-    def holds_scales(self) -> bool:
-        """Whether scales and zero points lie in the packed weights, and are no tensors of their own."""
-        return self is AwqWeightLayout.TILED
-
-    def weight_shape(self, ic: int, oc: int, group_size: int) -> tuple[int, int]:
-        """Shape of packed (ic, oc) weights, in 32-bit words. The group size counts for TILED alone."""
-        if self is AwqWeightLayout.TILED:
-            return Tiling(ic, oc, group_size).shape
-        return (oc, ic // 8) if self is AwqWeightLayout.OC_MAJOR else (ic, oc // 8)
 
 
 @descriptor
@@ -113,6 +94,11 @@ class Int4AwqGemmDescriptor:
         return self.m * self.oc
 
     @property
+    def weights(self) -> int:
+        """Nibbles of the weight."""
+        return self.ic * self.oc
+
+    @property
     def weight_shape(self) -> tuple[int, int]:
         """Shape of `weight_packed`, in 32-bit words."""
         return self.weight_layout.weight_shape(self.ic, self.oc, self.group_size)
@@ -134,7 +120,6 @@ class Int4AwqGemmDescriptor:
 
 
 _WORDS = (ElementKind.I32, ElementKind.U32)
-WEIGHT_SHAPES = "(oc, ic / 8) for OC_MAJOR, (ic, oc / 8) for HF_GEMM; for TILED as `AwqWeightLayout.weight_shape` says"
 
 
 @arguments
@@ -195,29 +180,6 @@ def _reference(desc: Int4AwqGemmDescriptor, **tensors: Any) -> Any:
     return gemm_reference(
         **plain_reference(desc.weight_layout, desc, tensors), group_size=desc.group_size, epilogue=int(desc.epilogue)
     )
-
-
-def plain_reference(layout: AwqWeightLayout, desc: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the oracles, which know OC_MAJOR and HF_GEMM: TILED weights are taken apart."""
-    if not layout.holds_scales:
-        return {**tensors, "layout": layout.value}
-    parts = untiled_reference(
-        tensors["weight_packed"], desc.ic, desc.oc, desc.group_size, numpy_dtype(desc.scales_kind)
-    )
-    return {**tensors, **dict(zip(("weight_packed", "zeros", "scales"), parts, strict=True)), "layout": "oc_major"}
-
-
-def samples(desc: Any, random: Any) -> dict[str, Any]:
-    """TILED weights: random nibbles and zero points, distinct scales."""
-    if desc.scales_apart:
-        return {}
-    import numpy as np
-
-    words = random.integers(0, 1 << 32, (desc.oc, desc.ic // 8), np.uint32)
-    zeros = random.integers(0, 16, (desc.groups, desc.oc)).astype(np.uint8)
-    zeros.reshape(-1)[:2] = (0, 15)[: zeros.size]
-    scales = (1 + random.permutation(desc.groups * desc.oc) % 128 / 128).reshape(zeros.shape)
-    return {"weight_packed": pack_tiles(words, zeros, scales.astype(numpy_dtype(desc.scales_kind)), desc.group_size)}
 
 
 def _host(desc: Int4AwqGemmDescriptor, **tensors: Any) -> None:
@@ -346,6 +308,7 @@ OP = Op(
         *(kernel for layout in _DIRECT for kernel in sm80_kernels(layout)),
         *sm90a_kernels(AwqWeightLayout.TILED),
         *tiled_kernels(AwqWeightLayout.TILED),
+        *dequantized_kernels(),
         *(kernel for element in _ELEMENTS for epilogue in EpilogueKind for kernel in _host_kernels(element, epilogue)),
     ),
     examples=_examples(),

@@ -12,7 +12,7 @@ from typing import Any
 
 from baracuda_py.errors import InvalidProblem
 from baracuda_py.ops.quantize.awq_dequantize import Int4AwqDequantizeDescriptor
-from baracuda_py.ops.quantize.awq_gemm import WEIGHT_SHAPES, AwqWeightLayout, samples
+from baracuda_py.ops.quantize.awq_layout import WEIGHT_SHAPES, AwqWeightLayout, samples
 from baracuda_py.ops.quantize.awq_packing import (
     OC_MAJOR,
     pack_zeros,

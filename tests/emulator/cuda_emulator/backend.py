@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
+from functools import partial
 from pathlib import Path
 
+from cublaslt_double import FakeCublasLt
+
 import baracuda_py.sys
+from baracuda_py.backends.cublaslt import CublasLtBackend
 from baracuda_py.backends.cuda import CudaBackend
 from baracuda_py.backends.cuda.driver import MINIMUM_DRIVER, Driver
 from baracuda_py.backends.host import HostBackend
+from baracuda_py.backends.sequence import SequenceBackend
 from baracuda_py.errors import DriverError
 from baracuda_py.ops import builtin_ops
 from baracuda_py.plan import Plan, new_registry
@@ -80,11 +86,32 @@ class EmulatorBackend(CudaBackend):
         return None
 
 
+class EmulatedCublasLt(FakeCublasLt):
+    """The double of cuBLASLt on an emulated GPU: work for a stream that is being captured becomes part of the graph."""
+
+    def __init__(self, driver: EmulatedDriver) -> None:
+        super().__init__(driver)
+        self._driver = driver
+
+    def matmul(self, *arguments: int) -> None:
+        """See cublasLtMatmul; the last argument is the stream."""
+        multiply = partial(super().matmul, *arguments)
+        if not self._driver.captures(arguments[-1], partial(self._replayed, multiply)):
+            multiply()
+
+    def _replayed(self, multiply: Callable[[], None]) -> None:
+        self._driver.cuCtxPushCurrent(1)
+        multiply()
+        self._driver.cuCtxPopCurrent()
+
+
 def emulated_registry(backend: EmulatorBackend) -> Registry[Plan]:
     """The built-in ops that have CUDA kernels, with `backend` as the GPU and the host beside it."""
     registry = new_registry()
-    registry.register_backend(HostBackend())
-    registry.register_backend(backend)
+    double = EmulatedCublasLt(backend.emulated)
+    library = CublasLtBackend(backend, lambda: None, lambda: double)
+    for one in (HostBackend(), backend, library, SequenceBackend(registry.backend)):
+        registry.register_backend(one)
     for op in builtin_ops():
         if any(isinstance(kernel.code, PtxCode) for kernel in op.kernels):
             registry.register(op)

@@ -29,7 +29,7 @@ _GRID_LIMITS = ((1 << 31) - 1, 65_535, 65_535)
 _BLOCK_LIMITS = (1024, 1024, 64)
 _MAX_THREADS = 1024
 # Beginnings of the names of kernels whose blocks loop over what the grid leaves, so that any grid is right.
-LOOPING = ("softmax_", "awq_gemm_reduce_", "rms_norm_")
+LOOPING = ("softmax_", "awq_gemm_reduce_", "rms_norm_", "quantize_per_token_")
 
 
 @frozen
@@ -81,6 +81,17 @@ class _Recorded:
         return driver.run(self.function, self.geometry, ctypes.addressof(pointers))
 
 
+@frozen(eq=False)
+class _Foreign:
+    """Work of a library in a graph."""
+
+    work: Callable[[], None]
+
+    def replay(self, driver: EmulatedDriver) -> Any:
+        self.work()
+        return (_SUCCESS,)
+
+
 @define(eq=False)
 class EmulatedDriver:
     """Stands in for the module `cuda.bindings.driver`; its enumerations are the module's own.
@@ -103,8 +114,8 @@ class EmulatedDriver:
     fault: Fault | None = None
     _contexts: list[int] = field(factory=list)
     _handles: Any = field(factory=lambda: itertools.count(0x1000))
-    _streams: dict[int, list[_Recorded] | None] = field(factory=dict)
-    _graphs: dict[int, list[_Recorded]] = field(factory=dict)
+    _streams: dict[int, list[Any] | None] = field(factory=dict)
+    _graphs: dict[int, list[Any]] = field(factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("CU"):
@@ -146,6 +157,11 @@ class EmulatedDriver:
 
     def cuCtxPopCurrent(self) -> Any:
         return _SUCCESS, self._contexts.pop()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the context is current."""
+        return bool(self._contexts)
 
     def cuCtxSynchronize(self) -> Any:
         return (_SUCCESS,)
@@ -223,6 +239,13 @@ class EmulatedDriver:
         names = ("gridDimX", "gridDimY", "gridDimZ", "blockDimX", "blockDimY", "blockDimZ", "sharedMemBytes")
         geometry = [getattr(configuration, name) for name in names]
         return self.cuLaunchKernel(function, *geometry, int(configuration.hStream), parameters, 0)
+
+    def captures(self, stream: int, work: Callable[[], None]) -> bool:
+        """Whether the stream is being captured; `work`, a library's, is then part of the graph."""
+        recording = self._streams.get(stream)
+        if recording is not None:
+            recording.append(_Foreign(work))
+        return recording is not None
 
     def run(self, function: _Function, geometry: Sequence[int], parameters: int) -> Any:
         """Run a launch to its end; a fault becomes the CUresult that a GPU would give, and stays in `fault`."""

@@ -13,9 +13,9 @@ from baracuda_py.ops import builtin_ops
 from baracuda_py.plan import Plan
 from baracuda_py.registry import Kernel, Op, Registry
 from baracuda_py.testing.calls import Case, cases, serves
-from baracuda_py.vocab.code import PtxCode
+from baracuda_py.vocab.code import PtxCode, SequenceCode
 
-__all__ = ["cuda_kernels", "cuda_ops", "problems"]
+__all__ = ["composed_kernels", "cuda_kernels", "cuda_ops", "problems"]
 
 _BOTH = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
 _TILED = bp.AwqWeightLayout.TILED
@@ -41,6 +41,14 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
         # On a slice of a GPU, several tiles a thread block: x in one chunk, and in more than its slots take.
         bp.Int4AwqGemmDescriptor(3, 128, 520, -1, None, _TILED, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(16, 4224, 520, -1, None, _TILED, bp.ElementKind.BF16),
+    ),
+    "int4_awq_dequantize": (
+        # Several tiles each way, the last ones ragged; every number of groups of a block; scales of the other element.
+        *(bp.Int4AwqDequantizeDescriptor(ic, oc, group, _TILED, element, scales, layout) for ic, oc, group in
+          ((288, 136, 32), (448, 72, 64), (384, 200, 128), (160, 64, -1))
+          for element, scales in ((bp.ElementKind.F16, bp.ElementKind.BF16), (bp.ElementKind.BF16, bp.ElementKind.F16))
+          for layout in (bp.LayoutSku.RRR, bp.LayoutSku.RCR)),
+        bp.Int4AwqDequantizeDescriptor(288, 136, 32, _TILED, bp.ElementKind.F32),
     ),
     "int4_awq_repack": (
         # Several tiles each way, the last ones ragged; rows of 33 words lie at no multiples of 16 bytes.
@@ -71,6 +79,11 @@ def cuda_ops() -> tuple[Op, ...]:
 def cuda_kernels() -> tuple[Kernel, ...]:
     """Every CUDA kernel of the built-in ops."""
     return tuple(kernel for op in cuda_ops() for kernel in op.kernels if isinstance(kernel.code, PtxCode))
+
+
+def composed_kernels() -> tuple[Kernel, ...]:
+    """Every kernel of the built-in ops that is made of others."""
+    return tuple(kernel for op in cuda_ops() for kernel in op.kernels if isinstance(kernel.code, SequenceCode))
 
 
 def problems(registry: Registry[Plan], kernel: Kernel) -> Iterator[Case]:

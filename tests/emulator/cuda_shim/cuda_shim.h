@@ -32,6 +32,7 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
@@ -67,6 +68,7 @@ To emulated_bit_cast(From from) {
   return to;
 }
 inline float __uint_as_float(unsigned bits) { return emulated_bit_cast<float>(bits); }
+inline unsigned __float_as_uint(float value) { return emulated_bit_cast<unsigned>(value); }
 inline float __int_as_float(int bits) { return emulated_bit_cast<float>(bits); }
 
 // Byte i of the result is byte `selector` nibble i (bits 0 to 2) of the eight in a and b; bit 3 asks for that

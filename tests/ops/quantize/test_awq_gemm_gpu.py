@@ -121,12 +121,16 @@ def torch_randn(torch, shape, generator):
 
 
 def _kernels(descriptor):
-    """The GPU kernels that serve a descriptor on GPU 0."""
-    device = bp.default_registry().device(0)
+    """The GPU kernels that serve a descriptor on GPU 0, as far as what they need is installed."""
+    registry = bp.default_registry()
+    device = registry.device(0)
     return [
         kernel
         for kernel in OP.kernels
-        if kernel.sku.arch is not ArchSku.HOST and device.loads(kernel.sku.arch) and serves(OP, kernel, descriptor)
+        if kernel.sku.arch is not ArchSku.HOST
+        and device.loads(kernel.sku.arch)
+        and serves(OP, kernel, descriptor)
+        and registry.backend(kernel.code.executor).missing(kernel.code, device) is None
     ]
 
 
@@ -190,6 +194,25 @@ def test_every_kernel_is_within_its_guarantee_at_every_number_of_rows(torch, ic,
         return
     assert {"small_m", "tile"} <= families
     assert ("splitk" in families) == (group_size in (64, 128) and oc % 64 == 0)
+
+
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda e: e.name)
+@pytest.mark.parametrize("layout", bp.AwqWeightLayout, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("m", [65, 512, 2048])
+def test_the_product_that_is_left_to_cublaslt_is_that_of_the_dequantised_weight(torch, layout, element, m):
+    layer = Layer(torch, 4096, 1032, 128, layout, element)
+    [kernel] = [k for k in _kernels(layer.descriptor(m)) if k.sku.backend is bp.BackendKind.CUBLAS] or [None]
+    if kernel is None:
+        pytest.skip("cuBLASLt is not installed")
+    x = layer.activation(m)
+    rounded = layer.weight.to(layer.dtype).double()
+    result = _run(layer, kernel, x).double()
+    # Nothing but the order of f32 sums and the output's rounding is left.
+    near = (x.double() @ rounded).to(layer.dtype).double()
+    unit = torch.finfo(layer.dtype).eps
+    assert float(((result - near).abs() / (near.abs() + near.abs().mean())).max()) <= 2 * unit
+    limit = relative_tolerance(kernel.sku.precision_guarantee, element)
+    assert _error(torch, result, x.double() @ layer.weight) <= limit
 
 
 @pytest.mark.parametrize("epilogue", EpilogueKind, ids=lambda e: e.name)
