@@ -89,9 +89,11 @@ class Recorder:
         def recorded_prepare(backend: CudaBackend, code: Any, *rest: Any, **named: Any) -> CudaExecutable:
             executable = prepare(backend, code, *rest, **named)
             if code.load is None:
-                arch = code.arch.name.lower()
-                loaded = [kernels.module(launch.module or code.module, arch) for launch in executable.launches]
-                recorder._modules[executable] = {f"{arch}/{one.name}": one.sha256 for one in loaded}
+                loaded = [
+                    kernels.module(launch.module or code.module, (launch.arch or code.arch).name.lower())
+                    for launch in executable.launches
+                ]
+                recorder._modules[executable] = {f"{one.arch}/{one.name}": one.sha256 for one in loaded}
             return executable
 
         def recorded_run(executable: CudaExecutable, *rest: Any) -> None:

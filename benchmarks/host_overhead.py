@@ -88,7 +88,7 @@ def bare_launch(plan: Any, args: Any, workspace: bp.Workspace) -> Callable[[], A
     """`cuLaunchKernel` alone, on a function and parameters of its own."""
     (launch,) = plan.launches
     code = plan.kernel.code
-    ptx = kernels.module(launch.module or code.module, code.arch.name.lower()).ptx
+    ptx = kernels.module(launch.module or code.module, (launch.arch or code.arch).name.lower()).ptx
     library = check(driver.cuLibraryLoadData(ptx + b"\0", [], [], 0, [], [], 0))
     function = check(driver.cuKernelGetFunction(check(driver.cuLibraryGetKernel(library, launch.entry.encode()))))
     slots, firsts = b"", []

@@ -112,6 +112,7 @@ class Launch:
         parameters: in the kernel's order; a tuple is a by-value struct of 64-bit fields.
         shared_bytes: dynamic shared memory.
         module: the PTX module that holds the entry; empty: the one of the `PtxCode`.
+        arch: what that module is compiled for; None: what the `PtxCode` says.
         overlaps: whether it may begin before the launch ahead of it has ended, because it waits for that itself before
             it reads anything but the op's constant arguments, and before it writes (programmatic dependent launch).
     """
@@ -122,6 +123,7 @@ class Launch:
     parameters: tuple[Parameter, ...]
     shared_bytes: int = 0
     module: str = ""
+    arch: ArchSku | None = None
     overlaps: bool = False
 
 
@@ -250,6 +252,7 @@ class SequenceCode:
                 launch,
                 parameters=tuple(_renamed(p, step.operands, placed, offset) for p in launch.parameters),
                 module=launch.module or step.code.module,
+                arch=launch.arch or step.code.arch,
             )
             for step in self.steps
             if isinstance(step.code, PtxCode)

@@ -18,7 +18,7 @@ LAYOUTS = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
 TILED = bp.AwqWeightLayout.TILED
 VARIANTS = [
     *((variant, layout) for variant in ("small_m", "splitk", "tile") for layout in LAYOUTS),
-    *((variant, TILED) for variant in ("bulk", "stream", "tile", "direct")),
+    *((variant, TILED) for variant in ("bulk", "wide", "stream", "tile", "direct")),
 ]
 ELEMENTS = (bp.ElementKind.F16, bp.ElementKind.BF16)
 

@@ -116,3 +116,13 @@ def test_a_box_is_swizzled_and_zero_beyond_the_tensor(bench, begin):
     for row in range(8):  # of 16-byte chunks, chunk c of row r lies at c ^ r
         for chunk in range(8):
             assert np.array_equal(found[:, row, chunk ^ row], expected[:, row, 8 * chunk : 8 * chunk + 8])
+
+
+@pytest.mark.parametrize(("element", "columns"), [("f16", 32), ("f16", 64), ("bf16", 128)])
+def test_a_warpgroup_multiplies_by_swizzled_rows(bench, element, columns):
+    random = np.random.default_rng(5)
+    a, b = random.integers(-15, 16, (64, 16)), random.integers(-100, 101, (columns, 64))
+    given = np.concatenate([a.ravel(), b.ravel()]).astype(np.float32).astype(DTYPES[element]).view(np.uint16)
+    like, shared = np.empty((64, columns), np.float32), columns * 128
+    found = bench.run(f"wgmma_{element}_{columns}", given, like, block=128, shared_bytes=shared)
+    assert np.array_equal(found, (a @ b[:, 32:48].T).astype(np.float32))

@@ -21,13 +21,14 @@ from baracuda_py.vocab.code import PtxCode
 _ORDERS = re.compile(
     r"__sync(?:threads|warp)\(\);|cp_async_commit\(\);|cp_async_wait<[^;]*>\(\);|partial_barrier<[^;]*>\(\);"
     r"|mbarrier_(?:wait|arrive|fence_init)\([^;]*\);"
+    r"|wgmma_(?:fence|commit)\(\);|wgmma_wait<[^;]*>\(\);"
 )
 
-_DEFINED = ("cp_async.cuh", "mbarrier.cuh", "partial_barrier.cuh")  # headers that define them
+_DEFINED = ("cp_async.cuh", "mbarrier.cuh", "partial_barrier.cuh", "wgmma.cuh")  # headers that define them
 
 _FAULTS = (
     "since the last barrier|not waited for|not written|in flight|never ends|no fence|do not reach|more threads arrive"
-    "|left the kernel without"
+    "|left the kernel without|there is no mbarrier|no fence orders|matrix instructions run|since the last wait"
 )
 
 # Statements that may go without harm: file, the statement, its reason to stay.

@@ -41,7 +41,7 @@ SHARED = {(8, 0): 163, (8, 6): 99, (9, 0): 227, (12, 0): 99}
 
 def _check(launch: Launch, kernel: bp.Kernel, device: Device) -> None:
     name = launch.module or kernel.code.module
-    entry = module(name, kernel.sku.arch.name.lower()).entry(launch.entry)
+    entry = module(name, (launch.arch or kernel.sku.arch).name.lower()).entry(launch.entry)
     assert len(launch.parameters) == len(entry.parameter_nbytes)
     for parameter, nbytes in zip(launch.parameters, entry.parameter_nbytes, strict=True):
         if isinstance(parameter, WhenOverlapping):

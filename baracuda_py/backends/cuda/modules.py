@@ -54,12 +54,12 @@ class ModuleCache:
         asks for more shared memory than the device has.
         """
         load = code.load or _committed
-        module = launch.module or code.module
-        key = (module, code.arch, load, launch.entry)
+        module, arch = launch.module or code.module, launch.arch or code.arch
+        key = (module, arch, load, launch.entry)
         with context.lock:
             found = context.functions.get(key)
             if found is None:
-                found = context.functions[key] = self._load(module, code.arch, load, launch.entry)
+                found = context.functions[key] = self._load(module, arch, load, launch.entry)
             if launch.shared_bytes > found.dynamic_shared:
                 self._allow_shared(context, found, launch, where)
         return found.function

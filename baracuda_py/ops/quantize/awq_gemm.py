@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from baracuda_py.ops.quantize.awq_gemm_dequantized import dequantized_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm80 import sm80_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm90a import sm90a_kernels
+from baracuda_py.ops.quantize.awq_gemm_sm90a_wide import wide_kernels
 from baracuda_py.ops.quantize.awq_gemm_tiled import tiled_kernels
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host, awq_gemm_tiled_host
 from baracuda_py.ops.quantize.awq_layout import WEIGHT_SHAPES, AwqWeightLayout, plain_reference, samples
@@ -307,6 +308,7 @@ OP = Op(
     kernels=(
         *(kernel for layout in _DIRECT for kernel in sm80_kernels(layout)),
         *sm90a_kernels(AwqWeightLayout.TILED),
+        *wide_kernels(AwqWeightLayout.TILED),
         *tiled_kernels(AwqWeightLayout.TILED),
         *dequantized_kernels(),
         *(kernel for element in _ELEMENTS for epilogue in EpilogueKind for kernel in _host_kernels(element, epilogue)),

@@ -126,6 +126,7 @@ def reduce_launch(desc: Int4AwqGemmDescriptor, splits: int) -> Launch:
             int(desc.epilogue),
         ),
         module="quantize.awq_gemm.reduce",
+        arch=_ARCH,
     )
 
 

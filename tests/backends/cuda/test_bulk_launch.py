@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 import baracuda_py as bp
 from baracuda_py.errors import DriverError
-from baracuda_py.vocab.enums import ArchSku
 
 M, IC, OC = 5, 256, 64
 MAP = 14  # the parameter behind those that every AWQ GEMM has
@@ -19,13 +19,11 @@ def words(call: dict[str, Any]) -> list[int]:
     return np.frombuffer(bytes.fromhex(call["parameters"][MAP]), np.uint64).tolist()
 
 
-def made(m: int = M, pitch: int = IC) -> tuple[Any, Any]:
-    """The plan of the kernel, and its arguments, x with rows of `pitch` elements."""
+def made(m: int = M, pitch: int = IC, variant: str = "bulk_tiled") -> tuple[Any, Any]:
+    """The plan of a kernel, and its arguments, x with rows of `pitch` elements."""
     desc = bp.Int4AwqGemmDescriptor(m, IC, OC, 128, None, bp.AwqWeightLayout.TILED)
     registry = bp.default_registry()
-    (sku,) = (
-        one.sku for one in bp.explain(desc, 0).candidates if one.refusal is None and one.sku.arch is ArchSku.SM90A
-    )
+    (sku,) = (one.sku for one in bp.explain(desc, 0).candidates if one.refusal is None and one.sku.variant == variant)
     x = bp.empty((m, pitch), bp.ElementKind.F16, registry.device(0))
     activation = bp.TensorRef(x.pointer, (m, IC), bp.ElementKind.F16, strides=(pitch, 1), device=0, owner=x)
     args = bp.Int4AwqGemmArgs(
@@ -141,3 +139,23 @@ def test_an_overlapping_launch_that_fails_is_an_error(stub: Any) -> None:
     stub.fail("cuLaunchKernelEx", 719)
     with pytest.raises(DriverError, match="cuLaunchKernelEx"):
         call()
+
+
+@pytest.mark.stub(capability="9.0")
+def test_the_second_launch_of_a_plan_is_never_let_overlap(stub: Any) -> None:
+    plan, args = made(variant="wide_tiled", m=40)
+    assert len(plan.launches) == 1
+    desc = evolve(plan.descriptor, ic=2048)
+    plan = bp.default_registry().plan(plan.sku, desc, 0)
+    assert len(plan.launches) == 2, "ic is cut, and the parts are added by a launch of another architecture's module"
+    device = bp.default_registry().device(0)
+    args = bp.Int4AwqGemmArgs(
+        bp.empty((40, 2048), bp.ElementKind.F16, device), bp.empty(desc.weight_shape, bp.ElementKind.I32, device),
+        None, None, args.output,
+    )  # fmt: skip
+    call = plan.bind(args, bp.allocate_workspace(plan), overlap=True)
+    with stub.recording() as calls:
+        call()
+    assert [one["call"] for one in calls].count("cuLaunchKernelEx") == 1
+    entries = [one["entry"] for one in calls if one["call"] == "cuLaunchKernel"]
+    assert entries == ["awq_gemm_tiled_wide_sm90a_f16_t64_g1", "awq_gemm_reduce_sm80_f16"]

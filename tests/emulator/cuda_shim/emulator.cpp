@@ -112,6 +112,7 @@ Extent thread_at(int index) {
 void run_kernel() {
   launch->module[launch->kernel].call(launch->parameters);
   if (!running->copies.empty()) fail("the thread ends with asynchronous copies in flight");
+  if (!running->multiplies.empty()) fail("the thread ends while matrix instructions run");
   ++ended;
   abandon();
 }
@@ -121,6 +122,9 @@ void prepare(int index) {
   thread.state = State::kReady;
   thread.copies.clear();
   thread.ends.clear();
+  thread.multiplies.clear();
+  thread.multiply_ends.clear();
+  thread.fenced = false;
   // What emulator_switch pops: six registers and the address it returns to. Above it the return address that
   // run_kernel never uses, so that its frame is aligned as after a call.
   void** top = reinterpret_cast<void**>(stacks + (index + 1) * kStackPeriod);
@@ -226,6 +230,7 @@ void fail(const char* format, ...) {
   abandon();
 }
 
+Thread& running_lane(int lane) { return threads[running_thread_of_lane(lane)]; }
 int running_thread() { return static_cast<int>(running - threads); }
 int running_thread_of_lane(int lane) { return running_thread() / kWarpLanes * kWarpLanes + lane; }
 

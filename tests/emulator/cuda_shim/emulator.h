@@ -50,6 +50,21 @@ struct MatrixMultiply {
 void mma_m16n8k16_f16(void* const (&operands)[kWarpLanes]);
 void mma_m16n8k16_bf16(void* const (&operands)[kWarpLanes]);
 
+// One lane's part of a warpgroup's instruction on its warp's 16 rows; `columns` times f32 sums, n8 tiles. It reads and
+// writes when it is waited for, as late as it may.
+struct WarpgroupMultiply {
+  float* d;
+  const unsigned* a;
+  unsigned long long b;  // as wgmma_rows makes it
+  int columns;
+  bool bf16;
+  unsigned issued[4];  // what a was then: it must not change
+};
+void issue_wgmma(WarpgroupMultiply multiply);
+void fence_wgmma();
+void commit_wgmma();
+void wait_for_wgmma(int pending);
+
 // a * b + c in both halves, rounded once each.
 unsigned fma_pair_f16(unsigned a, unsigned b, unsigned c);
 unsigned fma_pair_bf16(unsigned a, unsigned b, unsigned c);

@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "emulator.h"
+#include "launch.h"
 #include "numbers.h"
 
 namespace emulator {
@@ -68,7 +69,96 @@ void multiply(void* const (&operands)[kWarpLanes]) {
   }
 }
 
+// The fragments' layouts of a and d are those of a warp's 16 rows of mma.m16n8k16, d in n8 tiles. b is read where its
+// descriptor says: rows of 128 bytes, eight of them 1024 bytes, swizzled by their addresses.
+template <typename Format16>
+void multiply_warpgroup_rows(std::size_t index) {
+  const double* const value = values<Format16>();
+  const auto part = [&](int lane) -> const WarpgroupMultiply& {
+    return running_lane(lane).multiplies[index];
+  };
+  const WarpgroupMultiply& first = part(0);
+  const unsigned begin = static_cast<unsigned>(first.b & 0x3fff) << 4;
+  const unsigned eight_rows = static_cast<unsigned>(first.b >> 32 & 0x3fff) << 4;
+  if (first.b >> 62 != 1 || (first.b >> 49 & 7) != 0) fail("operand b is described by %llx", first.b);
+  for (int lane = 1; lane < kWarpLanes; ++lane) {
+    if (part(lane).b != first.b) fail("lanes of a warp describe different operands b");
+  }
+  double a[kRows][kDepth];
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    if (std::memcmp(part(lane).issued, part(lane).a, sizeof part(lane).issued) != 0) {
+      fail("operand a of a matrix instruction that runs has been written since the last wait");
+    }
+    for (int i = 0; i < 4; ++i) {
+      const int row = g + 8 * (i % 2), column = 2 * t + 8 * (i / 2);
+      a[row][column] = value[part(lane).a[i] & 0xffff];
+      a[row][column + 1] = value[part(lane).a[i] >> 16];
+    }
+  }
+  for (int column = 0; column < first.columns; ++column) {
+    double b[kDepth];
+    for (int chunk = 0; chunk < 2; ++chunk) {
+      const unsigned line = begin + static_cast<unsigned>(column / 8) * eight_rows + static_cast<unsigned>(column % 8 * 128);
+      const unsigned address = line + static_cast<unsigned>(chunk * 16);
+      const char* bytes = shared_pointer(address ^ (address >> 3 & 0x70), 16);
+      note_read(running_thread_of_lane(0), bytes, 16);
+      unsigned short items[8];
+      std::memcpy(items, bytes, 16);
+      for (int k = 0; k < 8; ++k) b[8 * chunk + k] = value[items[k]];
+    }
+    for (int row = 0; row < kRows; ++row) {
+      const int lane = row % 8 * 4 + column % 8 / 2;
+      float& sum = part(lane).d[column / 8 * 4 + row / 8 * 2 + column % 2];
+      double total = sum;
+      for (int k = 0; k < kDepth; ++k) total += a[row][k] * b[k];
+      sum = static_cast<float>(total);
+    }
+  }
+}
+
+// What the lanes of a warp wait for is done when the last of them has come.
+struct MultiplyWait {
+  int pending;
+};
+void finish_multiplies(void* const (&operands)[kWarpLanes]) {
+  const int pending = static_cast<const MultiplyWait*>(operands[0])->pending;
+  const std::vector<std::size_t> ends = running_lane(0).multiply_ends;
+  if (ends.size() <= static_cast<std::size_t>(pending)) return;
+  const auto groups = static_cast<std::ptrdiff_t>(ends.size()) - pending;
+  const std::size_t done = ends[static_cast<std::size_t>(groups) - 1];
+  for (std::size_t i = 0; i < done; ++i) {
+    if (running_lane(0).multiplies[i].bf16) {
+      multiply_warpgroup_rows<Bf16>(i);
+    } else {
+      multiply_warpgroup_rows<F16>(i);
+    }
+  }
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    Thread& thread = running_lane(lane);
+    if (thread.multiply_ends != ends) fail("lanes of a warp have committed different groups");
+    thread.multiplies.erase(thread.multiplies.begin(), thread.multiplies.begin() + static_cast<std::ptrdiff_t>(done));
+    thread.multiply_ends.erase(thread.multiply_ends.begin(), thread.multiply_ends.begin() + groups);
+    for (std::size_t& end : thread.multiply_ends) end -= done;
+  }
+}
+
 }  // namespace
+
+void issue_wgmma(WarpgroupMultiply multiply) {
+  if (!running->fenced) fail("no fence orders the registers of a matrix instruction");
+  std::memcpy(multiply.issued, multiply.a, sizeof multiply.issued);
+  running->multiplies.push_back(multiply);
+}
+void fence_wgmma() { running->fenced = true; }
+void commit_wgmma() {
+  running->multiply_ends.push_back(running->multiplies.size());
+  running->fenced = false;
+}
+void wait_for_wgmma(int pending) {
+  MultiplyWait wait{pending};
+  warp_collective(finish_multiplies, &wait);
+}
 
 void mma_m16n8k16_f16(void* const (&operands)[kWarpLanes]) { multiply<F16>(operands); }
 void mma_m16n8k16_bf16(void* const (&operands)[kWarpLanes]) { multiply<Bf16>(operands); }

@@ -45,11 +45,15 @@ struct Thread {
   std::vector<Copy> copies;       // in flight, oldest first; a group's end is an index into them
   std::vector<std::size_t> ends;  // of the committed groups
   int mbarrier;                   // the index of the one that it waits at
+  std::vector<WarpgroupMultiply> multiplies;   // that run, oldest first; a group's end is an index into them
+  std::vector<std::size_t> multiply_ends;      // of the committed groups
+  bool fenced;                                 // since the last wait for one
 };
 
 extern const Launch* launch;
 extern Report* report;
 extern Thread* running;  // null while the scheduler runs
+Thread& running_lane(int lane);  // of the running thread's warp
 
 // Zeroed memory in which every `period`-th page, from the first, is inaccessible; null when there is none.
 char* map_guarded(std::size_t nbytes, std::size_t period);

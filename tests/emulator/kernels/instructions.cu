@@ -6,6 +6,7 @@
 #include "baracuda/bulk_copy.cuh"
 #include "baracuda/cp_async.cuh"
 #include "baracuda/mbarrier.cuh"
+#include "baracuda/wgmma.cuh"
 
 using namespace baracuda;
 
@@ -75,4 +76,37 @@ extern "C" __global__ void box(const unsigned long long* in, unsigned* out) {
   mbarrier_wait(barrier, 0);
   const auto* s_words = reinterpret_cast<const unsigned*>(s_box);
   for (int i = static_cast<int>(threadIdx.x); i < kWords; i += 32) out[i] = s_words[i];
+}
+
+// A warpgroup. in: a (64, 16), row-major, then rows of b (N, 64), of which the k16 step 2 is taken; out: a * b (64, N).
+template <typename Element, int kColumns>
+void multiply_by_warpgroup(const unsigned short* in, float* out) {
+  unsigned char* s_rows = dynamic_shared_for_boxes();
+  const unsigned address = shared_address(s_rows);
+  const unsigned short* g_b = in + 64 * 16;
+  for (int i = static_cast<int>(threadIdx.x); i < kColumns * 64; i += 128) {
+    const unsigned at = address + static_cast<unsigned>(2 * i);
+    *reinterpret_cast<unsigned short*>(s_rows + ((at ^ (at >> 3 & 0x70)) - address)) = g_b[i];
+  }
+  __syncthreads();
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const int first = static_cast<int>(threadIdx.x) / 32 * 16;
+  unsigned a[4];
+  for (int i = 0; i < 4; ++i) {
+    const unsigned short* g_a = in + (first + g + 8 * (i % 2)) * 16 + 2 * t + 8 * (i / 2);
+    a[i] = g_a[0] | static_cast<unsigned>(g_a[1]) << 16;
+  }
+  float d[kColumns / 2] = {};
+  wgmma_fence();
+  wgmma_m64k16<Element>(d, a, wgmma_rows(address + 64));
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (int i = 0; i < kColumns / 2; ++i) {
+    out[(first + g + i / 2 % 2 * 8) * kColumns + i / 4 * 8 + 2 * t + i % 2] = d[i];
+  }
+}
+extern "C" __global__ void wgmma_f16_32(const unsigned short* in, float* out) { multiply_by_warpgroup<__half, 32>(in, out); }
+extern "C" __global__ void wgmma_f16_64(const unsigned short* in, float* out) { multiply_by_warpgroup<__half, 64>(in, out); }
+extern "C" __global__ void wgmma_bf16_128(const unsigned short* in, float* out) {
+  multiply_by_warpgroup<__nv_bfloat16, 128>(in, out);
 }

@@ -190,7 +190,7 @@ def test_every_kernel_is_within_its_guarantee_at_every_number_of_rows(torch, ic,
             checked.add(token)
     families = {token.rpartition(".")[2].removesuffix(f"_{layout.value}") for token in checked}
     if layout is TILED:
-        assert {"bulk", "stream", "tile", "direct"} <= families
+        assert {"bulk", "wide", "stream", "tile", "direct"} <= families
         return
     assert {"small_m", "tile"} <= families
     assert ("splitk" in families) == (group_size in (64, 128) and oc % 64 == 0)

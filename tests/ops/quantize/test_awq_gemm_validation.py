@@ -91,8 +91,10 @@ def kernel_refusals(sku, d, device) -> set[str]:
     for layout in bp.AwqWeightLayout:
         if sku.variant.endswith(layout.value) and d.weight_layout is not layout:
             broken.add(f"weight_layout in {{{layout.name}}}")
-    if sku.variant.startswith("bulk") and d.ic % 64:
+    if sku.variant.startswith(("bulk", "wide")) and d.ic % 64:
         broken.add("ic % 64")
+    if sku.variant.startswith("wide") and sku.element is ElementKind.F16 and d.scales_element is ElementKind.BF16:
+        broken.add("scales_kind in {F16}")
     if sku.variant.startswith("small_m") and d.m > 8:
         broken.add("m <= 8")
     if sku.variant.startswith("splitk"):
@@ -164,7 +166,7 @@ def test_select_raises_exactly_for_the_ops_own_rules_and_explain_names_every_ref
         serving, refused_names = set(), {}
         for candidate in explanation.candidates:
             sku = candidate.sku
-            if sku.variant.startswith(("numpy", "small_m", "splitk", "tile", "direct", "stream", "bulk")):
+            if sku.variant.startswith(("numpy", "small_m", "splitk", "tile", "direct", "stream", "bulk", "wide")):
                 broken = kernel_refusals(sku, d, device)
                 if max(d.m, d.ic, d.oc) >= HUGE and candidate.refusal is not None and "<=" in candidate.refusal.rule:
                     broken.add(candidate.refusal.rule)

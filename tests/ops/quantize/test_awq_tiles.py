@@ -224,6 +224,31 @@ def test_the_tiles_and_warps_of_bulk_copies_do_not_depend_on_m(oc, ic, group_siz
         assert tokens <= int(re.search(r"_t(\d+)_", launch.entry)[1])
 
 
+@pytest.mark.parametrize("m", [1, 32, 33, 64, 65, 200, 4096])
+@pytest.mark.parametrize(("oc", "ic"), SHAPES)
+def test_warpgroups_fill_the_gpu_once_or_take_all_of_ic(oc, ic, m):
+    desc = bp.Int4AwqGemmDescriptor(m, ic, oc, 32, split_k_iters=None, weight_layout=TILED)
+    (wide,) = (one.sku for one in bp.explain(desc, "sm_90a").candidates
+               if one.refusal is None and one.sku.variant == "wide_tiled")  # fmt: skip
+    plan = bp.default_registry().plan(wide, desc, "sm_90a")
+    across, _, splits = plan.launches[0].grid
+    tokens = int(re.search(r"_t(\d+)_", plan.launches[0].entry)[1])
+    assert across == -(-m // tokens) * -(-oc // 128)
+    assert splits == 1 or across * splits <= 132
+    assert len(plan.launches) == (1 if splits == 1 else 2)
+    assert plan.workspace_size == (0 if splits == 1 else splits * m * oc * 4)
+    assert plan.launches[0].shared_bytes <= 227 * 1024
+    assert plan.launches[0].overlaps
+
+
+def test_bf16_scales_are_not_multiplied_in_f16():
+    desc = bp.Int4AwqGemmDescriptor(64, 256, 64, 128, None, TILED, scales_element=bp.ElementKind.BF16)
+    for element, serves in ((bp.ElementKind.F16, False), (bp.ElementKind.BF16, True)):
+        explanation = bp.explain(desc.with_element(element), "sm_90a")
+        names = {one.sku.variant for one in explanation.candidates if one.refusal is None}
+        assert ("wide_tiled" in names) == serves
+
+
 def test_bulk_copies_want_whole_boxes_of_input_channels():
     desc = bp.Int4AwqGemmDescriptor(1, 1056, 64, 32, split_k_iters=None, weight_layout=TILED)
     refused = [one.refusal for one in bp.explain(desc, "sm_90a").candidates if one.sku.variant == "bulk_tiled"]

@@ -19,13 +19,13 @@
 #include "baracuda/grid_dependency.cuh"
 #include "baracuda/mbarrier.cuh"
 #include "baracuda/partial_barrier.cuh"
+#include "baracuda/ring_place.cuh"
 
 namespace baracuda {
 
 BARACUDA_CONSTANT(kBoxChannels, 64);  // input channels of a box of x: rows of 128 bytes
 constexpr int kBoxRowBytes = kBoxChannels * 2;
 constexpr int kBlockBoxes = kBlockDepth / kBoxChannels;
-constexpr unsigned kBarrierBytes = 8;
 
 // Shapes of one entry point.
 template <int kWarpBlocks, int kRows, int kDepths, int kTokenTiles, int kGroupCount>
@@ -79,19 +79,6 @@ struct BulkLayout {
     return unit_barriers() + Shape::kWarps * stages * kBarrierBytes;
   }
   __device__ __forceinline__ unsigned empty_barriers() const { return full_barriers() + slots * kBarrierBytes; }
-};
-
-// Goes round the places of a ring; the phase of a place's barrier has the parity `parity`.
-struct RingPlace {
-  int place = 0;
-  unsigned parity = 0;
-
-  __device__ __forceinline__ void advance(int places) {
-    if (++place == places) {
-      place = 0;
-      parity ^= 1;
-    }
-  }
 };
 
 // The first of a warp's units in a tile: where its weights lie, of which those of a block are contiguous. `half` counts

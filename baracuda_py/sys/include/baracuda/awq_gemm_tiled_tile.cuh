@@ -8,6 +8,7 @@
 // With one range, a row's bits do not depend on m: tokens do not meet, and blocks are added in their order.
 #pragma once
 
+#include "baracuda/awq_gemm_sums.cuh"
 #include "baracuda/awq_gemm_tiled_block.cuh"
 #include "baracuda/cp_async.cuh"
 #include "baracuda/shared_memory.cuh"
@@ -143,21 +144,9 @@ __device__ __forceinline__ void awq_gemm_tiled_tile(const AwqGemmOperands<Elemen
   }
   __syncthreads();
 
-  constexpr int kPairs = kTiledTileChannels / 2;
-#pragma unroll 1
-  for (int index = static_cast<int>(threadIdx.x); index < Tile::kTokens * kPairs; index += Tile::kThreads) {
-    const long long row = range.first_token + index / kPairs;
-    const long long column = range.first_channel + index % kPairs * 2;
-    if (row >= operands.m || column >= operands.oc) continue;
-    const float2 pair =
-        *reinterpret_cast<const float2*>(s_sums + index / kPairs * Tile::kSumPitch + index % kPairs * 2);
-    if (gridDim.z == 1) {
-      store_output_pair(operands, row, column, pair);
-    } else {
-      const long long slice = static_cast<long long>(blockIdx.z) * operands.m;
-      *reinterpret_cast<float2*>(g_partials + (slice + row) * operands.oc + column) = pair;
-    }
-  }
+  store_sums<Tile::kTokens, kTiledTileChannels, Tile::kSumPitch>(operands, g_partials, s_sums, range.first_token,
+                                                                 range.first_channel, static_cast<int>(threadIdx.x),
+                                                                 Tile::kThreads);
 }
 
 }  // namespace baracuda
