@@ -1,7 +1,7 @@
-"""The CUDA kernel of the AWQ GEMM for TILED weights and many tokens on compute capability 9.0: which entry, which grid.
+"""The CUDA kernel of the AWQ GEMM for TILED weights and many tokens on compute capability 9.0: entry and grid.
 
-    wide     128 output channels of 32, 64 or 128 tokens a thread block, by warpgroup instructions; ic is cut only as far
-             as that fills the GPU, f32 partials in the workspace, summed in their order by a second launch
+    wide     128 output channels of 32, 64 or 128 tokens a thread block, by warpgroup instructions; ic is cut only as
+             far as that fills the GPU, f32 partials in the workspace, summed in their order by a second launch
 """
 
 from __future__ import annotations

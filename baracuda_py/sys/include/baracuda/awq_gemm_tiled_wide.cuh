@@ -178,6 +178,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
       before = current;
     }
     wgmma_wait<0>();
+    wgmma_settle(sums);
   }
 
   partial_barrier<Shape::kWarps * kWarpLanes>();  // the rings become the finished sums, (kTokens, channels)

@@ -26,6 +26,13 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Keeps the compiler from taking sums before the wait that is ahead of this.
+template <int kRegisters>
+__device__ __forceinline__ void wgmma_settle(float (&d)[kRegisters]) {
+#pragma unroll
+  for (int i = 0; i < kRegisters; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 // d (64 x 2 kRegisters, f32) += a (64 x 16) * b (16 x 2 kRegisters). A warp has 16 rows of a and d, laid out as
 // mma_m16n8k16's, d in n8 tiles.
 template <typename Element, int kRegisters>

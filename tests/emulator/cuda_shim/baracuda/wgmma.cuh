@@ -18,6 +18,11 @@ inline void wgmma_wait() {
   emulator::wait_for_wgmma(kPending);
 }
 
+template <int kRegisters>
+inline void wgmma_settle(float (&d)[kRegisters]) {
+  static_cast<void>(d);
+}
+
 template <typename Element, int kRegisters>
 inline void wgmma_m64k16(float (&d)[kRegisters], const unsigned (&a)[4], unsigned long long b);
 
