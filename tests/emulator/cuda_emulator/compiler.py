@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -140,6 +142,20 @@ def _build(target: Path, command: list[str], text: str | None = None) -> Path:
     return target
 
 
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """A block that no other process is in for this target: what several workers need is compiled once."""
+    import fcntl  # of Unix
+
+    path = target.with_suffix(".lock")
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def _kept(target: Path) -> bool:
     """Whether a library is there; it is then marked as used."""
     if not target.exists():
@@ -164,10 +180,10 @@ def compile_units(wanted: dict[str, Unit], folder: Path) -> dict[str, Path]:
     def one(name: str, unit: Unit) -> Path:
         text, flags = unit.text, unit.flags
         target = folder / f"{name}-{_key((SHIM, unit.include), core.name, flags, text, unit.path.read_bytes())}.so"
-        if _kept(target):
-            return target
         # Linked apart: with -fsanitize the link would add libubsan, whose checks end the process.
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with _alone(target), tempfile.TemporaryDirectory(dir=folder) as scratch:
+            if _kept(target):
+                return target
             compiled = str(Path(scratch, "kernels.o"))
             _run(["g++", *flags, "-x", "c++", "-c", "-o", compiled, "-"], text)
             return _build(target, ["g++", "-shared", compiled, str(core), f"-Wl,-rpath,{folder}"])

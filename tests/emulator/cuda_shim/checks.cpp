@@ -34,7 +34,8 @@ struct Region {
   char* begin = nullptr;
   std::vector<Byte> bytes;
   const char* name;
-  std::vector<std::uint32_t> read_steps;  // (bytes, kWarps): of the last read of each warp, where `warps` says so
+  // (bytes, kWarps) at least: of the last read of each warp, where `warps` says so; kept from launch to launch.
+  std::vector<std::uint32_t> read_steps;
 
   Byte* find(const char* address) {
     const auto offset = static_cast<std::uintptr_t>(address - begin);
@@ -150,10 +151,8 @@ void check_written(const Region& region, const char* address, const Byte& byte, 
 void watch_shared(char* dynamic, std::size_t dynamic_nbytes, char* statics, std::size_t static_nbytes) {
   regions[0].begin = dynamic;
   regions[0].bytes.assign(dynamic_nbytes, {});
-  regions[0].read_steps.clear();
   regions[1].begin = statics;
   regions[1].bytes.assign(static_nbytes, {});
-  regions[1].read_steps.clear();
 }
 
 void begin_block() {
@@ -200,7 +199,7 @@ void note_read(int thread, const void* address, std::size_t nbytes) {
     check_written(region, at, byte, thread);
     const int warp = thread / kWarpLanes;
     if (!known.empty()) {
-      if (region.read_steps.empty()) region.read_steps.resize(region.bytes.size() * kWarps);
+      if (region.read_steps.size() < region.bytes.size() * kWarps) region.read_steps.resize(region.bytes.size() * kWarps);
       if (byte.read != interval) byte.warps = 0;
       byte.warps |= 1u << warp;
       region.read_steps[static_cast<std::size_t>(at - region.begin) * kWarps + static_cast<std::size_t>(warp)] =
