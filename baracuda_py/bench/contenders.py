@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from baracuda_py.bench import torch_int4
 from baracuda_py.bench.cells import Cell
@@ -18,6 +18,7 @@ from baracuda_py.plan import Plan
 from baracuda_py.registry import Kernel, Registry
 from baracuda_py.tuning.arguments import ROTATED_NBYTES, RotatedArguments, bound_calls, copies_of
 from baracuda_py.tuning.timing import GraphTimer, Replay, Timer
+from baracuda_py.vocab.code import launches_of
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.elements import bits_of
 from baracuda_py.vocab.enums import ElementKind
@@ -42,6 +43,7 @@ class Contender:
         copies: calls of a replay.
         estimate_us: of a call.
         replay: makes its `Replay`, for the time of a block.
+        overlaps: whether its calls begin while the one before them ends (programmatic dependent launch).
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Contender:
     copies: int
     estimate_us: float
     replay: Callable[[Timer], AbstractContextManager[Replay]] = field(repr=False)
+    overlaps: bool = False
 
 
 @frozen
@@ -113,11 +116,16 @@ class Lineup:
         for one in explanation.candidates:
             if one.refusal is None:
                 assert one.cost_us is not None
-                yield Contender(
+                plain = Contender(
                     OURS, kernel_label(one.sku), cell.element, layout.value, one.kernel is explanation.chosen,
                     cell.nbytes, copies_of(cell.weight_nbytes, self.rotated_nbytes), one.cost_us,
                     partial(self._replay, one.kernel, descriptor, self._ours[layout]),
                 )  # fmt: skip
+                yield plain
+                launches = launches_of(one.kernel.code, descriptor, self.device)
+                if launches and launches[0].overlaps:
+                    replay = partial(self._replay, one.kernel, descriptor, self._ours[layout], overlap=True)
+                    yield evolve(plain, selected=False, overlaps=True, replay=replay)
 
     def dense(self, cell: Cell) -> Contender | Absent:
         """The dense GEMM: of the cell's element on a GPU, on the host of f32, which NumPy hands to BLAS as it is."""
@@ -139,11 +147,11 @@ class Lineup:
         )  # fmt: skip
 
     def _replay(
-        self, kernel: Kernel, descriptor: Any, arguments: RotatedArguments, timer: Timer
+        self, kernel: Kernel, descriptor: Any, arguments: RotatedArguments, timer: Timer, *, overlap: bool = False
     ) -> AbstractContextManager[Replay]:
         plan = self.registry.plan(kernel.sku, descriptor, self.device)
         made: AbstractContextManager[Replay] = timer.replay(
-            bound_calls(plan, arguments.of(plan.op, descriptor), timer.stream)
+            bound_calls(plan, arguments.of(plan.op, descriptor), timer.stream, overlap=overlap)
         )
         return made
 

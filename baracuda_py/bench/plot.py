@@ -24,6 +24,7 @@ __all__ = ["Series", "check_plots", "draw", "series_of"]
 # Okabe and Ito's colours, which the colour-blind tell apart; line styles and markers differ too.
 _STYLES: Mapping[str, dict[str, Any]] = {
     "tiled": {"color": "#0072B2", "marker": "o", "linewidth": 2.2},
+    "overlap": {"color": "#0072B2", "marker": "", "linewidth": 1.6, "linestyle": (0, (5, 2))},
     "oc_major": {"color": "#56B4E9", "marker": "s", "linewidth": 1.6},
     "hf_gemm": {"color": "#009E73", "marker": "^", "linewidth": 1.6},
     DENSE: {"color": "#D55E00", "marker": "v", "linewidth": 1.8},
@@ -53,7 +54,8 @@ class Series:
     """One line of a panel.
 
     Attributes:
-        name: the layout of ours that `select` serves, DENSE, INT4, READ, or `"peer"`.
+        name: the layout of ours that `select` serves, `"overlap"` (the fastest of ours whose calls overlap), DENSE,
+            INT4, READ, or `"peer"`.
         label: in words.
         points: rows, and time over the limit.
     """
@@ -79,6 +81,9 @@ def _lines(rows: list[Row]) -> Iterator[tuple[str, str, float]]:
     for row in rows:
         if row["kind"] == OURS and row["selected"] and row["median_us"]:
             yield row["layout"], f"ours, {row['layout'].upper()}", row["median_us"]
+    overlapping = fastest(row for row in rows if row["kind"] == OURS and row["pdl"])
+    if overlapping is not None:
+        yield "overlap", f"ours, {overlapping['layout'].upper()}, overlapping", overlapping["median_us"]
     for kind in (DENSE, INT4, READ):
         best = fastest(row for row in rows if row["kind"] == kind)
         if best is not None:

@@ -37,7 +37,7 @@ _JUDGED = (
     "over_best_peer", "over_best_peer_by_dense",
 )  # fmt: skip
 COLUMNS = (*CELL, *_MEASURED, *_JUDGED)
-"""Of the CSV, and of a row in the JSON. `pdl` is empty: nothing is launched with programmatic dependent launch yet."""
+"""Of the CSV, and of a row in the JSON. `pdl`: whether calls were bound to overlap the one before them."""
 
 _SAME = ("gpu", "cpu", "driver", "commit", "packages", "samples", "rotated_nbytes")  # in all parts of a file
 _HEADLINE_ROWS = (1, 8, 64)
@@ -90,7 +90,7 @@ class Results:
             self.rows.append(
                 {
                     **cell, "kind": one.kind, "kernel": one.kernel, "kernel_element": _name(one.element),
-                    "layout": one.layout, "selected": one.selected, "pdl": None, "samples": spread.samples,
+                    "layout": one.layout, "selected": one.selected, "pdl": one.overlaps, "samples": spread.samples,
                     "calls": one.copies, "median_us": round(spread.median_us, 3),
                     "quartile1_us": round(spread.quartiles_us[0], 3), "quartile3_us": round(spread.quartiles_us[1], 3),
                     "least_us": round(spread.least_us, 3), "nbytes": one.nbytes, "absent": "",

@@ -244,7 +244,7 @@ def _line(rows: Sequence[Row], compared: bool) -> list[str] | None:
     best = fastest(row for row in rows if row["kind"] == OURS and row["selected"])
     if best is None:
         return None
-    least = fastest(row for row in rows if row["kind"] == OURS)
+    least = fastest(row for row in rows if row["kind"] == OURS and not row["pdl"])
     int4 = fastest(row for row in rows if row["kind"] == INT4)
     assert least is not None
     line = [

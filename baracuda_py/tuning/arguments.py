@@ -71,10 +71,10 @@ class RotatedArguments:
         return self._kept[key]
 
 
-def bound_calls(plan: Plan, arguments: list[dict[str, Any]], stream: int) -> Calls:
-    """A bound run of the plan for each set of arguments, with one workspace for all."""
+def bound_calls(plan: Plan, arguments: list[dict[str, Any]], stream: int, *, overlap: bool = False) -> Calls:
+    """A bound run of the plan for each set of arguments, with one workspace for all; `overlap` as for `Plan.bind`."""
     workspace = allocate_workspace(plan)
-    return [plan.bind(plan.op.args(**one), workspace, stream) for one in arguments]
+    return [plan.bind(plan.op.args(**one), workspace, stream, overlap=overlap) for one in arguments]
 
 
 Samples = Callable[[], Mapping[str, Any]]

@@ -14,8 +14,8 @@ from baracuda_py.vocab.enums import ElementKind
 F16, BF16 = ElementKind.F16, ElementKind.BF16
 
 
-def contender(kind, kernel, element, layout, selected, nbytes):
-    return Contender(kind, kernel, element, layout, selected, nbytes, 4, 0.0, lambda timer: None)
+def contender(kind, kernel, element, layout, selected, nbytes, overlaps=False):
+    return Contender(kind, kernel, element, layout, selected, nbytes, 4, 0.0, lambda timer: None, overlaps)
 
 
 def measured(cell, *, int4=True, factor=1.0):
@@ -25,6 +25,7 @@ def measured(cell, *, int4=True, factor=1.0):
         (12 * factor, contender(OURS, "sm80.bespoke.small_m_oc_major", element, "oc_major", True, cell.nbytes)),
         (11 * factor, contender(OURS, "sm80.bespoke.tile_oc_major", element, "oc_major", False, cell.nbytes)),
         (10 * factor, contender(OURS, "sm80.bespoke.stream_tiled", element, "tiled", True, cell.nbytes)),
+        (9.5 * factor, contender(OURS, "sm90a.bespoke.bulk_tiled", element, "tiled", False, cell.nbytes, True)),
         (40 if factor == 1 else 250, contender(DENSE, dense, element, "", False, 4 * cell.nbytes)),
         (9, contender(READ, "read_streaming", None, "", False, cell.weight_nbytes)),
         (8, contender(READ, "read_evict_first", None, "", False, cell.weight_nbytes)),

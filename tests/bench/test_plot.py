@@ -27,8 +27,8 @@ def _series(results):
 def test_lines_are_what_select_picks_for_a_layout_and_everyone_else_once(results):
     found = {key[1:]: [one.name for one in series] for key, series in _series(results).items() if key[0].name == "F16"}
     assert found == {
-        (128, 4096, 4096): ["tiled", "oc_major", "dense", "int4", "read"],
-        (128, 4096, 512): ["tiled", "oc_major", "dense", "read"],
+        (128, 4096, 4096): ["tiled", "overlap", "oc_major", "dense", "int4", "read"],
+        (128, 4096, 512): ["tiled", "overlap", "oc_major", "dense", "read"],
     }
 
 
@@ -38,6 +38,7 @@ def test_points_are_times_over_the_limit(results):
     for m, us in ((1, 10.0), (8, 10.0), (4096, 300.0)):
         limit = results.rates.limit_us(Cell(ElementKind.F16, 128, 4096, 4096, m))
         assert by_name["tiled"][m] == pytest.approx(us / limit, rel=1e-3)
+        assert by_name["overlap"][m] == pytest.approx(0.95 * us / limit, rel=1e-3)
         assert by_name["read"][m] == pytest.approx(8 / limit, rel=1e-3)
 
 
@@ -48,7 +49,7 @@ def test_both_files_have_a_line_for_each_series_and_the_limit_in_each_panel(resu
     assert png.stat().st_size > 20_000
     text = svg.read_text()
     lines = re.findall(r'id="series-([^"]+)"', text)
-    assert len(lines) == sum(map(len, _series(results).values())) == 2 * (6 + 4)
+    assert len(lines) == sum(map(len, _series(results).values())) == 2 * (7 + 5)
     assert {"peer-f16-g128-4096x4096", "peer-bf16-g128-4096x4096", "int4-f16-g128-4096x4096"} < set(lines)
     assert len(re.findall(r'id="limit-[^"]+"', text)) == 4
     ids = re.findall(r'\bid="([^"]+)"', text)
@@ -69,4 +70,4 @@ def test_one_cell_without_a_dense_gemm_is_drawn(results, tmp_path):
     few.rows = [row for row in results.rows if (row["m"], row["ic"], row["element"]) == (1, 512, "f16")]
     few.rows = [row for row in few.rows if row["kind"] != "dense"]
     _, svg = draw(few, tmp_path / "one")
-    assert len(re.findall(r'id="series-', svg.read_text())) == 3
+    assert len(re.findall(r'id="series-', svg.read_text())) == 4

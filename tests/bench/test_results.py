@@ -9,6 +9,7 @@ import pytest
 from attrs import evolve
 
 from baracuda_py.bench.cells import Cell
+from baracuda_py.bench.contenders import OURS
 from baracuda_py.bench.peers import Peer
 from baracuda_py.bench.results import CELL, COLUMNS, Rates, Results
 from baracuda_py.bench.run import Ceilings
@@ -43,7 +44,7 @@ def test_rates_are_the_highest_of_what_was_measured_beforehand_and_in_cells(resu
 
 def test_a_row_is_judged_by_the_limit_and_the_fastest_of_the_others(results):
     limit_us = CELL_OF.nbytes / 3e6
-    best, = (row for row in rows_of(results, "ours") if row["layout"] == "tiled")
+    best, = (row for row in rows_of(results, "ours") if row["layout"] == "tiled" and row["selected"])
     assert best["limit_us"] == pytest.approx(limit_us, abs=1e-3)
     assert best["over_limit"] == pytest.approx(10 / limit_us, abs=1e-4)
     assert (best["over_dense"], best["over_read"]) == (10 / 40, 10 / 8)
@@ -83,7 +84,7 @@ def test_json_and_csv_hold_the_same_rows_with_the_documented_columns(results, tm
         reader = csv.DictReader(file)
         rows = list(reader)
     assert tuple(reader.fieldnames) == COLUMNS == tuple(record["cells"][0])
-    assert len(rows) == len(record["cells"]) == 6 * 7 * 2
+    assert len(rows) == len(record["cells"]) == 6 * 8 * 2
     for row, other in zip(rows, record["cells"], strict=True):
         for name, text in row.items():
             value = other[name]
@@ -127,4 +128,12 @@ def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, text):
 
 def test_every_column_of_a_cell_is_one_of_its_fields(results):
     assert COLUMNS[: len(CELL)] == CELL
-    assert all(row["pdl"] is None for row in results.judged())
+    assert {row["pdl"] for row in results.judged() if row["kind"] == OURS} == {True, False}
+
+
+def test_a_row_of_overlapping_calls_is_the_selected_one_of_nothing(results):
+    overlapping = [row for row in results.judged() if row["pdl"]]
+    assert {row["kernel"] for row in overlapping} == {"sm90a.bespoke.bulk_tiled"}
+    assert not any(row["selected"] for row in overlapping)
+    values = {line["value"] for line in results.headlines()}
+    assert values.isdisjoint(row["over_dense"] for row in overlapping)
