@@ -9,6 +9,10 @@ from functools import cache
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Tests run in as many processes as there are cores: BLAS threads on top of them would wait for one another, busily.
+# NumPy reads this when it is imported, in the processes that pytest-xdist starts too.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import baracuda_py as bp
 
 REQUIRE_GPU = "BARACUDA_PY_REQUIRE_GPU"

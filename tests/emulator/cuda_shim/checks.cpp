@@ -36,11 +36,6 @@ struct Region {
   const char* name;
   // (bytes, kWarps) at least: of the last read of each warp, where `warps` says so; kept from launch to launch.
   std::vector<std::uint32_t> read_steps;
-
-  Byte* find(const char* address) {
-    const auto offset = static_cast<std::uintptr_t>(address - begin);
-    return offset < bytes.size() ? &bytes[offset] : nullptr;
-  }
 };
 
 Region regions[2] = {{nullptr, {}, "dynamic", {}}, {nullptr, {}, "static", {}}};
@@ -91,11 +86,14 @@ bool after_write(int thread, const Byte& byte) {
 // Runs `check` on each byte of the access that is shared memory.
 template <typename Check>
 void each_byte(const void* address, std::size_t nbytes, Check check) {
-  const char* begin = static_cast<const char*>(address);
+  const char* const begin = static_cast<const char*>(address);
   for (Region& region : regions) {
-    if (begin + nbytes <= region.begin || begin >= region.begin + region.bytes.size()) continue;
-    for (std::size_t i = 0; i < nbytes; ++i) {
-      if (Byte* byte = region.find(begin + i)) check(region, begin + i, *byte);
+    const char* const end = region.begin + region.bytes.size();
+    if (begin + nbytes <= region.begin || begin >= end) continue;
+    const char* at = begin < region.begin ? region.begin : begin;
+    const char* const last = begin + nbytes < end ? begin + nbytes : end;
+    for (Byte* byte = &region.bytes[static_cast<std::size_t>(at - region.begin)]; at != last; ++at, ++byte) {
+      check(region, at, *byte);
     }
   }
 }
