@@ -212,10 +212,10 @@ class _OverlappingLaunch:
         self._api = driver.api
         self._function, *self._geometry = head
         self._frame = frame
-        self._configurations: dict[int, Any] = {}  # by stream: a graph's, a framework's; a thread must not share one
+        self._configurations: dict[tuple[int, int], Any] = {}  # by stream and thread
 
     def __call__(self, stream: int) -> Any:
-        key = stream ^ threading.get_ident() << 64
+        key = stream, threading.get_ident()
         configuration = self._configurations.get(key)
         if configuration is None:
             if len(self._configurations) >= _CONFIGURATIONS:

@@ -32,13 +32,13 @@ from baracuda_py.vocab.sku import KernelSku
 if TYPE_CHECKING:
     from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmDescriptor
 
-__all__ = ["sm90a_kernels"]
+__all__ = ["BARRIER_BYTES", "BOX_CHANNELS", "SHARED_BYTES", "sm90a_kernels", "token_boxes"]
 
 _ARCH = ArchSku.SM90A
 _CHANNELS = (128, 64, 32)  # output channels of a tile
-_BOX_CHANNELS = 64
-_SHARED_BYTES = 227 * 1024  # that a thread block of this architecture may have
-_BARRIER_BYTES = 8
+BOX_CHANNELS = 64  # kBoxChannels of awq_gemm_tiled_bulk.cuh
+SHARED_BYTES = 227 * 1024  # that a thread block of this architecture may have
+BARRIER_BYTES = 8
 # Bytes of weights that an SM keeps in flight: half as many reach less of the bandwidth, and more delay x, which queues
 # behind them (H200, our prototype).
 _IN_FLIGHT = 68 * 1024
@@ -84,9 +84,9 @@ class _Tile:
 
     def shared_nbytes(self, tiling: Tiling, tokens: int, stages: int, slots: int) -> int:
         """BulkLayout of awq_gemm_tiled_bulk.cuh."""
-        rings = self.warps * stages * (self.unit_nbytes(tiling) + _BARRIER_BYTES)
+        rings = self.warps * stages * (self.unit_nbytes(tiling) + BARRIER_BYTES)
         sums = self.depth_warps * _entry_tokens(tokens) * self.channels * 4
-        return slots * (self.slot_nbytes(tokens) + 2 * _BARRIER_BYTES) + rings + sums
+        return slots * (self.slot_nbytes(tokens) + 2 * BARRIER_BYTES) + rings + sums
 
     def tiles_of_block(self, oc: int, sm_count: int) -> int:
         """Tiles that a thread block takes, so that an SM has one."""
@@ -95,6 +95,14 @@ class _Tile:
     def blocks(self, oc: int, sm_count: int) -> int:
         """Thread blocks along oc."""
         return _ceil_div(_ceil_div(oc, self.channels), self.tiles_of_block(oc, sm_count))
+
+
+def token_boxes(desc: Int4AwqGemmDescriptor, tokens: int, blocks: int) -> TensorMap:
+    """x as boxes of 64 input channels: what one copy takes is `tokens` rows of some blocks of 128."""
+    return TensorMap(
+        "activation", desc.element, (BOX_CHANNELS, desc.m, desc.ic // BOX_CHANNELS),
+        (Stride("activation", 0), BOX_CHANNELS), (BOX_CHANNELS, tokens, blocks * TILE_COLUMNS // BOX_CHANNELS),
+    )  # fmt: skip
 
 
 def _entry_tokens(tokens: int) -> int:
@@ -121,15 +129,11 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     chunks = _ceil_div(tiling.columns, tile.depth_warps)
     # A slot more shortens the wait for x, a stage more the wait for weights; either must have two, or all there are.
     stages = min(_MAX_STAGES, max(2, _IN_FLIGHT // (tile.warps * tile.unit_nbytes(tiling))), max(1, chunks * tiles))
-    while stages > 1 and tile.shared_nbytes(tiling, tokens, stages, min(2, chunks)) > _SHARED_BYTES:
+    while stages > 1 and tile.shared_nbytes(tiling, tokens, stages, min(2, chunks)) > SHARED_BYTES:
         stages -= 1
-    free = _SHARED_BYTES - tile.shared_nbytes(tiling, tokens, stages, 0)
-    slots = min(chunks, free // (tile.slot_nbytes(tokens) + 2 * _BARRIER_BYTES))
-    boxes = TensorMap(
-        "activation", desc.element, (_BOX_CHANNELS, desc.m, desc.ic // _BOX_CHANNELS),
-        (Stride("activation", 0), _BOX_CHANNELS),
-        (_BOX_CHANNELS, tokens, tile.depth_warps * TILE_COLUMNS // _BOX_CHANNELS),
-    )  # fmt: skip
+    free = SHARED_BYTES - tile.shared_nbytes(tiling, tokens, stages, 0)
+    slots = min(chunks, free // (tile.slot_nbytes(tokens) + 2 * BARRIER_BYTES))
+    boxes = token_boxes(desc, tokens, tile.depth_warps)
     name = f"c{tile.channels}_t{_entry_tokens(tokens)}_g{tiling.groups_of_block}"
     return (
         Launch(
@@ -154,7 +158,7 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 
 
 _LIMITS = (
-    multiple_of("ic", _BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
+    multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
     at_most("m", 16 * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
     at_most("ic", _INT - (TILE_COLUMNS * 16 - 1), why="the kernel rounds it up to whole chunks in a 32-bit int"),
     at_most("oc", _INT - (TILE_ROWS - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),

@@ -10,10 +10,11 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, reduce_launch, streaming_us
+from baracuda_py.ops.quantize.awq_gemm_sm90a import BARRIER_BYTES, BOX_CHANNELS, SHARED_BYTES, token_boxes
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
-from baracuda_py.vocab.code import WORKSPACE, Launch, Pointer, PtxCode, Stride, TensorMap
+from baracuda_py.vocab.code import WORKSPACE, Launch, Pointer, PtxCode
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.enums import (
     ArchSku,
@@ -34,11 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["wide_kernels"]
 
 _ARCH = ArchSku.SM90A
-_CHANNELS = 128
-_BOX_CHANNELS = 64
-_SHARED_BYTES = 227 * 1024  # that a thread block of this architecture may have
-_BARRIER_BYTES = 8
-_SUM_PITCH = _CHANNELS + 4
 _MAX_STAGES = 6
 _MIN_SPLIT_BLOCKS = 4  # blocks of 128 input channels that are worth a split of their own
 _MAX_SPLITS = 16
@@ -47,6 +43,10 @@ _INT = (1 << 31) - 1
 
 def _module(element: ElementKind) -> str:
     return f"quantize.awq_gemm.tiled_wide_{element.name.lower()}"
+
+
+def _constant(desc: Int4AwqGemmDescriptor, name: str) -> int:
+    return module(_module(desc.element), _ARCH.name.lower()).constant(name)
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -59,7 +59,7 @@ def _tokens(m: int) -> int:
 
 
 def _tiles(desc: Int4AwqGemmDescriptor) -> int:
-    return _ceil_div(desc.m, _tokens(desc.m)) * _ceil_div(desc.oc, _CHANNELS)
+    return _ceil_div(desc.m, _tokens(desc.m)) * _ceil_div(desc.oc, _constant(desc, "kTiledTileChannels"))
 
 
 def _splits(desc: Int4AwqGemmDescriptor, device: Device) -> int:
@@ -70,18 +70,15 @@ def _splits(desc: Int4AwqGemmDescriptor, device: Device) -> int:
 
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
     tiling, tokens, splits = Tiling(desc.ic, desc.oc, desc.group_size), _tokens(desc.m), _splits(desc, device)
-    stage = 2 * TILE_COLUMNS * tokens + _CHANNELS // 32 * tiling.block_nbytes + 2 * _BARRIER_BYTES
-    stages = min(_MAX_STAGES, _SHARED_BYTES // stage, max(2, _ceil_div(tiling.columns, splits)))
-    boxes = TensorMap(
-        "activation", desc.element, (_BOX_CHANNELS, desc.m, desc.ic // _BOX_CHANNELS),
-        (Stride("activation", 0), _BOX_CHANNELS), (_BOX_CHANNELS, tokens, TILE_COLUMNS // _BOX_CHANNELS),
-    )  # fmt: skip
+    weights = _constant(desc, "kTiledTileChannels") // 32 * tiling.block_nbytes
+    stage = 2 * TILE_COLUMNS * tokens + weights + 2 * BARRIER_BYTES
+    stages = min(_MAX_STAGES, SHARED_BYTES // stage, max(2, _ceil_div(tiling.columns, splits)))  # two hold the sums
     main = Launch(
         f"awq_gemm_tiled_wide_sm90a_{desc.element.name.lower()}_t{tokens}_g{tiling.groups_of_block}",
         (_tiles(desc), 1, splits),
-        (module(_module(desc.element), _ARCH.name.lower()).constant("kWideThreads"), 1, 1),
-        (*operands(desc), Pointer(WORKSPACE), boxes, stages),
-        max(stages * stage, tokens * _SUM_PITCH * 4),
+        (_constant(desc, "kWideThreads"), 1, 1),
+        (*operands(desc), Pointer(WORKSPACE), token_boxes(desc, tokens, 1), stages),
+        stages * stage,
         overlaps=True,
     )
     return (main,) if splits == 1 else (main, reduce_launch(desc, splits))
@@ -103,7 +100,7 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 
 
 _LIMITS = (
-    multiple_of("ic", _BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
+    multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
     at_most("m", _INT, why="the kernel takes it as a 32-bit int"),
     at_most("ic", _INT - (TILE_COLUMNS - 1), why="the kernel rounds it up to whole blocks in a 32-bit int"),
     at_most("oc", _INT, why="the kernel takes it as a 32-bit int"),

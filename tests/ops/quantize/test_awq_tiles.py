@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 import baracuda_py as bp
 from baracuda_py.ops.quantize import awq_tiles
+from baracuda_py.ops.quantize.awq_gemm_sm90a import BOX_CHANNELS
 from baracuda_py.ops.quantize.awq_packing import pack_weight, unpack_weight
 from baracuda_py.ops.quantize.awq_tiles import Tiling
+from baracuda_py.sys import module
 
 HF_GEMM, OC_MAJOR, TILED = bp.AwqWeightLayout.HF_GEMM, bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.TILED
 GROUPS = (32, 64, 128, -1)
@@ -247,6 +249,11 @@ def test_bf16_scales_are_not_multiplied_in_f16():
         explanation = bp.explain(desc.with_element(element), "sm_90a")
         names = {one.sku.variant for one in explanation.candidates if one.refusal is None}
         assert ("wide_tiled" in names) == serves
+
+
+def test_boxes_are_as_wide_as_the_kernels_take_them():
+    for name in ("tiled_f16_g1", "tiled_bf16_g4"):
+        assert module(f"quantize.awq_gemm.{name}", "sm90a").constant("kBoxChannels") == BOX_CHANNELS
 
 
 def test_bulk_copies_want_whole_boxes_of_input_channels():

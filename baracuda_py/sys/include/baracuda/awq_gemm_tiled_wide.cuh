@@ -38,6 +38,7 @@ struct WideShape {
   static constexpr unsigned kBoxBytes = kTokens * kRowBytes;
   static constexpr unsigned kTokenBytes = 2 * kBoxBytes;  // of a block
   static constexpr int kSumPitch = kTiledTileChannels + 4;  // so that lanes of other tokens write to distinct banks
+  static_assert(2 * (kTokenBytes + kWeightBytes) >= kTokens * kSumPitch * 4, "the sums take the place of two stages");
   static_assert(kBoxBytes % 1024 == 0, "operand B begins at multiples of 1024 bytes");
 };
 

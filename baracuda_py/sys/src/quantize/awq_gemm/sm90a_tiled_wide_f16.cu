@@ -1,33 +1,6 @@
-// awq_gemm for TILED weights and many tokens, warpgroup instructions; oc % 8 == 0, ic % 64 == 0.
-//
-// grid (ceil(m / t) * ceil(oc / kTiledTileChannels), 1, split_k), kWideThreads threads, `stages` times 256 * t + 4 * (2048 +
-// 80 g) + 16 bytes of dynamic shared memory, and at least 528 * t. An entry's name has its tokens (t) and groups of a block
-// of 128 input channels (g). x_map is x as (ic / 64, m, 64) with boxes of (2, t, 64), swizzled over 128 bytes. With one split
-// the outputs are finished here and partials is not touched; with more, split s writes its f32 sums, zeros for an empty
-// range, to partials[s], and awq_gemm_reduce_sm80_<element> finishes.
+// See awq_gemm_tiled_wide_entries.cuh.
 //
 // baracuda: assembled-only sm_90
-#include "baracuda/awq_gemm_tiled_wide.cuh"
+#include "baracuda/awq_gemm_tiled_wide_entries.cuh"
 
-using namespace baracuda;
-
-BARACUDA_CONSTANT(kWideThreads, 288);
-static_assert(kWideThreads == WideShape<64, 1>::kThreads, "the host must launch what it needs");
-
-#define BARACUDA_ENTRY(name, Element, kTokens, kGroups)                                                              \
-  extern "C" __global__ void __launch_bounds__(kWideThreads, 1)                                                      \
-      name(BARACUDA_AWQ_GEMM_PARAMETERS(Element), float* __restrict__ partials, const __grid_constant__ TensorMap x_map, \
-           int stages) {                                                                                             \
-    awq_gemm_tiled_wide<WideShape<kTokens, kGroups>>(AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, partials,  \
-                                                     &x_map, stages);                                                \
-  }
-
-BARACUDA_ENTRY(awq_gemm_tiled_wide_sm90a_f16_t32_g1, __half, 32, 1)
-BARACUDA_ENTRY(awq_gemm_tiled_wide_sm90a_f16_t32_g2, __half, 32, 2)
-BARACUDA_ENTRY(awq_gemm_tiled_wide_sm90a_f16_t32_g4, __half, 32, 4)
-BARACUDA_ENTRY(awq_gemm_tiled_wide_sm90a_f16_t64_g1, __half, 64, 1)
-BARACUDA_ENTRY(awq_gemm_tiled_wide_sm90a_f16_t64_g2, __half, 64, 2)
-BARACUDA_ENTRY(awq_gemm_tiled_wide_sm90a_f16_t64_g4, __half, 64, 4)
-BARACUDA_ENTRY(awq_gemm_tiled_wide_sm90a_f16_t128_g1, __half, 128, 1)
-BARACUDA_ENTRY(awq_gemm_tiled_wide_sm90a_f16_t128_g2, __half, 128, 2)
-BARACUDA_ENTRY(awq_gemm_tiled_wide_sm90a_f16_t128_g4, __half, 128, 4)
+BARACUDA_WIDE_ENTRIES(awq_gemm_tiled_wide_sm90a_f16, __half)
