@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_tests.py [--sanitizer [TOOL ...]] [--output FILE] [-- PYTEST ARGUMENTS]
 
-Runs `pytest -m gpu` and writes benchmarks/results/<gpu>/gpu-tests.json: the machine, the counts, and the sha256 of
-every PTX module that was launched, by which a test knows whether a GPU has run what is committed. Ends with pytest's
-exit code, or 1 when a sanitizer found something.
+Runs `pytest -m gpu` in several processes and writes benchmarks/results/<gpu>/gpu-tests.json: the machine, the counts,
+and the sha256 of every PTX module that was launched, by which a test knows whether a GPU has run what is committed. The
+file is there before the sanitizer starts. Ends with pytest's exit code, or 1 when a sanitizer found something.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -28,36 +27,34 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
+import _gpu_launches  # noqa: E402
 from machine import gpu_environment, gpu_results, write_result  # noqa: E402
-
-from baracuda_py import sys as kernels  # noqa: E402
-from baracuda_py.backends.cuda import CudaBackend  # noqa: E402
-from baracuda_py.backends.cuda.launch import CudaExecutable  # noqa: E402
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SLOWEST = 10
+SANITIZER_LIMIT_S = 240.0  # of one process: what is stuck under a tool must not keep the others' word from being heard
 FOUND = 86  # exit code by which compute-sanitizer says that it found something
 
 
 def main() -> int:
     options = _parser().parse_args()
     os.environ["BARACUDA_PY_REQUIRE_GPU"] = "1"
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take 75 % of memory
     facts = gpu_environment()
+    path = options.output or gpu_results() / "gpu-tests.json"
     recorder = Recorder()
     start = time.perf_counter()
     tests = [str(ROOT / "tests")] if not any(Path(a.split("::")[0]).exists() for a in options.pytest) else []
-    exit_code = int(
-        pytest.main(["-m", "gpu", "-q", "--rootdir", str(ROOT), *tests, *options.pytest], plugins=[recorder])
-    )
+    arguments = ["-m", "gpu", "-q", "-n", str(options.jobs), "-p", _gpu_launches.__name__, "--rootdir", str(ROOT)]
+    exit_code = int(pytest.main([*arguments, *tests, *options.pytest], plugins=[recorder]))
     record = {**facts, "tests": {**recorder.summary(), "duration_s": round(time.perf_counter() - start, 1)}}
     record["tests"]["exit_code"] = exit_code
-    record["ptx"] = recorder.launched
+    record["ptx"] = dict(sorted(_gpu_launches.LAUNCHED.items()))
+    write_result(path, record | {"headlines": _headlines(record)})
     if options.sanitizer is not None:
         record["sanitizer"] = sanitize(options.sanitizer or TOOLS, options.jobs)
+        write_result(path, record | {"headlines": _headlines(record)})
     clean = all(found["status"] == "clean" for found in record.get("sanitizer", {}).values())
-    record["headlines"] = _headlines(record)
-
-    path = write_result(options.output or gpu_results() / "gpu-tests.json", record)
     print(f"{path}: {recorder.counts['passed']} passed, {recorder.counts['failed']} failed", file=sys.stderr)
     return exit_code or (0 if clean else 1)
 
@@ -65,53 +62,20 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sanitizer", nargs="*", choices=TOOLS, metavar="TOOL", help="all four when none is named")
-    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 12), help="sanitizer processes at a time")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 12), help="processes at a time")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<gpu>/gpu-tests.json")
     parser.add_argument("pytest", nargs="*", help="further arguments of pytest, behind --")
     return parser
 
 
 class Recorder:
-    """A pytest plugin: counts outcomes, and notes which committed PTX modules are launched."""
+    """A pytest plugin: counts outcomes."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.durations: dict[str, float] = {}
         self.failures: list[str] = []
         self.skips: Counter[str] = Counter()
-        self.launched: dict[str, str] = {}
-        self._modules: WeakKeyDictionary[CudaExecutable, dict[str, str]] = WeakKeyDictionary()
-
-    def pytest_sessionstart(self) -> None:
-        """Wrap the backend: an executable's modules count as launched when it is run or a bound run is called."""
-        recorder, prepare, run, bind = self, CudaBackend.prepare, CudaExecutable.run, CudaExecutable.bind
-
-        def recorded_prepare(backend: CudaBackend, code: Any, *rest: Any, **named: Any) -> CudaExecutable:
-            executable = prepare(backend, code, *rest, **named)
-            if code.load is None:
-                loaded = [
-                    kernels.module(launch.module or code.module, (launch.arch or code.arch).name.lower())
-                    for launch in executable.launches
-                ]
-                recorder._modules[executable] = {f"{one.arch}/{one.name}": one.sha256 for one in loaded}
-            return executable
-
-        def recorded_run(executable: CudaExecutable, *rest: Any) -> None:
-            run(executable, *rest)
-            recorder.launched |= recorder._modules.get(executable, {})
-
-        def recorded_bind(executable: CudaExecutable, *rest: Any) -> Any:
-            bound = bind(executable, *rest)
-
-            def call() -> None:
-                bound()
-                recorder.launched |= recorder._modules.get(executable, {})
-
-            return call
-
-        CudaBackend.prepare = recorded_prepare  # type: ignore[method-assign]
-        CudaExecutable.run = recorded_run  # type: ignore[method-assign]
-        CudaExecutable.bind = recorded_bind  # type: ignore[method-assign]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One phase of one test."""
@@ -160,7 +124,13 @@ def _sanitize(program: str, tool: str, shard: int, shards: int) -> dict[str, Any
     start = time.perf_counter()
     command = [program, "--tool", tool, "--error-exitcode", str(FOUND), sys.executable]
     command += [str(HERE / "_sanitized.py"), f"{shard}/{shards}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, timeout=SANITIZER_LIMIT_S
+        )
+    except subprocess.TimeoutExpired as late:
+        text = (late.stdout or b"").decode(errors="replace")[-2000:]
+        return {"status": "failed", "errors": 0, "calls": 0, "duration_s": SANITIZER_LIMIT_S, "output": f"{text}\nlate"}
     text = done.stdout
     # "ERROR SUMMARY: 0 errors", or "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
     found = re.findall(r"SUMMARY: (\d+) (?:errors?|hazards? displayed)", text)

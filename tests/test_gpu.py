@@ -50,6 +50,8 @@ def _torch_tensor(torch, memory):
     values = memory.values()
     if memory.view.element is ElementKind.BF16:
         return torch.from_numpy(values.view(np.int16)).cuda().view(torch.bfloat16)
+    if memory.view.element is ElementKind.FP8_E4M3:
+        return torch.from_numpy(values.view(np.uint8)).cuda().view(torch.float8_e4m3fn)
     if values.dtype == np.uint32:
         values = values.view(np.int32)
     return torch.from_numpy(values).cuda()

@@ -292,3 +292,38 @@ def test_reruns_alone_and_beside_a_busy_stream_give_the_same_bits(torch, m, layo
             differing += (args.output.view(torch.int16) != first).sum()
         torch.cuda.synchronize()
         assert not differing.item(), f"{kernel.sku}: {differing.item()} elements differed over {RERUNS} reruns"
+
+
+@pytest.mark.parametrize("rows", [1, 9, 40])
+@pytest.mark.parametrize("variant", ["bulk_tiled", "wide_tiled"])
+def test_a_chain_of_overlapping_launches_makes_the_bits_of_plain_ones(torch, variant, rows):
+    # Each layer reads what the launch before it writes, and begins while that one ends.
+    width, depth, replays = 1024, 12, 200
+    registry = bp.default_registry()
+    desc = bp.Int4AwqGemmDescriptor(m=rows, ic=width, oc=width, weight_layout=TILED)
+    (sku,) = registry.skus(op="int4_awq_gemm", element=ElementKind.F16, epilogue=EpilogueKind.IDENTITY, variant=variant)
+    if not registry.device(0).loads(sku.arch):
+        pytest.skip(f"{sku.arch.name.lower()} code does not run here")
+    plan = registry.plan(sku, desc, 0)
+    layers = [Layer(torch, width, width, 128, TILED, ElementKind.F16, seed=n, scale=1 / 256) for n in range(depth)]
+    lent = bp.Workspace.borrowed(torch.empty(max(plan.workspace_size, 16), dtype=torch.uint8, device="cuda"))
+    first = torch.randn(rows, width, device="cuda", dtype=torch.float16)
+
+    def chain(*, overlap):
+        states = [first, *(torch.full_like(first, math.nan) for _ in layers)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for layer, x, y in zip(layers, states, states[1:], strict=False):
+                plan.bind(bp.Int4AwqGemmArgs(x, layer.words, None, None, y), lent, overlap=overlap)()
+        return graph, states
+
+    plain, expected = chain(overlap=False)
+    plain.replay()
+    overlapping, found = chain(overlap=True)
+    for _ in range(replays):
+        for state in found[1:]:
+            state.fill_(math.nan)
+        overlapping.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert torch.isfinite(found[-1]).all()
