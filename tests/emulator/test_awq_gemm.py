@@ -17,7 +17,7 @@ from baracuda_py.vocab.tolerance import relative_tolerance
 LAYOUTS = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
 TILED = bp.AwqWeightLayout.TILED
 VARIANTS = [
-    *((variant, layout) for variant in ("small_m", "splitk", "tile") for layout in LAYOUTS),
+    *((variant, layout) for variant in ("stream", "splitk", "tile") for layout in LAYOUTS),
     *((variant, TILED) for variant in ("bulk", "wide", "stream", "tile", "direct")),
 ]
 ELEMENTS = (bp.ElementKind.F16, bp.ElementKind.BF16)

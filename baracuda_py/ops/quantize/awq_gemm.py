@@ -19,6 +19,7 @@ from baracuda_py.ops.quantize.awq_gemm_dequantized import dequantized_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm80 import sm80_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm90a import sm90a_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm90a_wide import wide_kernels
+from baracuda_py.ops.quantize.awq_gemm_stream import stream_kernels
 from baracuda_py.ops.quantize.awq_gemm_tiled import tiled_kernels
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host, awq_gemm_tiled_host
 from baracuda_py.ops.quantize.awq_layout import WEIGHT_SHAPES, AwqWeightLayout, plain_reference, samples
@@ -306,6 +307,7 @@ OP = Op(
     rules=RULES,
     reference=_reference,
     kernels=(
+        *(kernel for layout in AwqWeightLayout for kernel in stream_kernels(layout)),
         *(kernel for layout in _DIRECT for kernel in sm80_kernels(layout)),
         *sm90a_kernels(AwqWeightLayout.TILED),
         *wide_kernels(AwqWeightLayout.TILED),

@@ -1,6 +1,5 @@
 """The CUDA kernels of the AWQ GEMM for compute_80 and later: which entry, which grid, which workspace.
 
-    small_m  m <= 8: weights stream from global memory to registers; no workspace, one launch
     splitk   the kernel of baracuda's contract: ic cut in `split_k_iters` ranges, f32 partials in the workspace, summed
              in their order by a second launch
     tile     the same code for any shape; it cuts ic only as far as that fills the GPU
@@ -152,30 +151,6 @@ def _free_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
     return splits * desc.m * desc.oc * 4 if splits > 1 else 0
 
 
-# -- small_m -----------------------------------------------------------------------------------------------------
-
-
-def _small_m_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
-    """One launch; its channels and warps a thread block depend on everything but m, so that m changes no bits."""
-    layout, element = desc.weight_layout.value, desc.element.name.lower()
-    code = _module(f"small_m_{layout}")
-    blocks_k = _ceil_div(desc.ic, code.constant("kBlockK"))
-    if desc.group != desc.ic and desc.group % code.constant("kBlockK"):  # a block of k holds more than one group
-        channels, suffix = 32, f"_g{desc.group}"
-    else:
-        enough = 0.75 * device.sm_count
-        least = 16 if layout == "oc_major" else 32
-        channels, suffix = next((c for c in (64, 32) if _ceil_div(desc.oc, c) >= enough), least), ""
-    entry = code.entry(f"awq_gemm_small_m_sm80_{element}_{layout}_c{channels}{suffix}")
-    blocks = _ceil_div(desc.oc, channels)
-    assert entry.max_threads is not None
-    warps = min(blocks_k, entry.max_threads // 32)
-    if channels == 32 and blocks >= 2 * device.sm_count:
-        warps = min(warps, 8)  # so that an SM holds two
-    shared = warps * channels * code.constant("kSumBytesPerChannel")
-    return (Launch(entry.name, (blocks, 1, 1), (32 * warps, 1, 1), operands(desc), shared),)
-
-
 # -- estimates ---------------------------------------------------------------------------------------------------
 
 
@@ -184,10 +159,6 @@ def streaming_us(desc: Int4AwqGemmDescriptor, device: Device, efficiency: float)
     weight = desc.ic * desc.oc / 2 + desc.groups * desc.oc * 2.5
     activation = 2 * desc.m * (desc.ic + desc.oc)
     return (weight + activation) / (device.bytes_per_us * efficiency)
-
-
-def _small_m_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
-    return 3.0 + streaming_us(desc, device, 0.65)
 
 
 def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> float:
@@ -246,10 +217,6 @@ def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
     """The kernels that read weights in `layout`, for every element and epilogue."""
     reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
     parts: tuple[tuple[str, bool, str, tuple[Rule, ...], Callable[..., Any], Callable[..., float], Any, str], ...] = (
-        (
-            "small_m", True, "small_m", (at_most("m", 8, why="the tokens are one n8 tile of the tensor cores"),),
-            _small_m_launches, _small_m_cost, None, "decoding: few rows, weights read once, no workspace",
-        ),
         (
             "splitk", True, "splitk",
             (

@@ -1,9 +1,7 @@
 """The CUDA kernels of the AWQ GEMM for TILED weights, for compute_80 and later: which entry, which grid.
 
-    stream   each warp streams blocks of 128 input channels, weights and tokens, through a ring of its own; one launch,
-             no workspace, any m: 8 or 16 tokens a thread block, so that weights are read again, from L2, for more
-    tile     128 output channels of 32, 64 or 128 tokens a thread block, which share what is copied; ic is cut only as
-             far as that fills the GPU, f32 partials in the workspace, summed in their order by a second launch
+    tile     128 output channels of 32, 64 or 128 tokens a thread block; ic is cut only as far as that fills the GPU, f32
+             partials in the workspace, summed in their order by a second launch
     direct   the same code, ic in one range: no workspace, and m changes no bits
 """
 
@@ -14,6 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, reduce_launch, streaming_us
+from baracuda_py.ops.quantize.awq_gemm_stream import shared_nbytes_of
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
@@ -28,7 +27,7 @@ from baracuda_py.vocab.enums import (
     OpCategory,
     QuantizeKind,
 )
-from baracuda_py.vocab.rules import Rule, at_most, one_of
+from baracuda_py.vocab.rules import at_most, one_of
 from baracuda_py.vocab.sku import KernelSku
 
 if TYPE_CHECKING:
@@ -36,66 +35,22 @@ if TYPE_CHECKING:
 
 __all__ = ["tiled_kernels"]
 
-_STREAM, _TILE = "quantize.awq_gemm.tiled", "quantize.awq_gemm.tiled_tile"
+_TILE = "quantize.awq_gemm.tiled_tile"
 _ARCH = ArchSku.SM80
 _TOKEN_BYTES = 2 * TILE_COLUMNS
-# KiB of shared memory that a thread block may have, by compute capability (CUDA programming guide, table of technical
-# specifications); others have at least the least of these.
-_SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227}
-_LEAST_SHARED_KIB = 99
-_SMALLEST = 32, 8  # channels and tokens of a thread block
-_INT = _GRID_X = (1 << 31) - 1
-
-
+_INT = (1 << 31) - 1
 # Thread blocks of the tile kernel that the registers of an SM hold at a time, by its tokens.
-_RESIDENT = {32: 3, 64: 1, 128: 1}
+_RESIDENT = {32: 1, 64: 1, 128: 1}
 _MIN_SPLIT_BLOCKS = 2  # blocks of 128 input channels that are worth a split of their own
 _MAX_SPLITS = 32
 
 
-def _constant(module_name: str, name: str) -> int:
-    return module(module_name, _ARCH.name.lower()).constant(name)
+def _constant(name: str) -> int:
+    return module(_TILE, _ARCH.name.lower()).constant(name)
 
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
-
-
-# -- stream ------------------------------------------------------------------------------------------------------
-
-
-def _ring_nbytes(tiling: Tiling, channels: int, tokens: int) -> int:
-    """Shared memory of a warp."""
-    stages = _constant(_STREAM, f"kT{tokens}Stages")
-    return stages * (channels // 32 * tiling.block_nbytes + _TOKEN_BYTES * tokens)
-
-
-def _stream_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
-    """One launch. Its warps depend on everything but m; channels and tokens a thread block change no bits."""
-    tiling = Tiling(desc.ic, desc.oc, desc.group_size)
-    limit = _SHARED_KIB.get(device.capability or (0, 0), _LEAST_SHARED_KIB) * 1024
-    most = _constant(_STREAM, "kTiledThreads") // 32
-    warps = min(tiling.columns, most, limit // _ring_nbytes(tiling, *_SMALLEST))
-    wide = (64, 32) if _ceil_div(desc.oc, 64) >= 2 * device.sm_count else (32,)
-    high = (16, 8) if desc.m > 8 else (8,)
-    fitting = (shape for shape in product(wide, high) if warps * _ring_nbytes(tiling, *shape) <= limit)
-    channels, tokens = next(fitting, _SMALLEST)
-    across = _ceil_div(desc.oc, channels)
-    row = min(_ceil_div(desc.m, tokens), _GRID_X // across)  # blocks of tokens in a row of the grid
-    return (
-        Launch(
-            f"awq_gemm_tiled_sm80_{desc.element.name.lower()}_c{channels}_t{tokens}_g{tiling.groups_of_block}",
-            (across * row, _ceil_div(_ceil_div(desc.m, tokens), row), 1),
-            (32 * warps, 1, 1),
-            operands(desc),
-            warps * _ring_nbytes(tiling, channels, tokens),
-        ),
-    )
-
-
-def _stream_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
-    again = 0.4 * (_ceil_div(desc.m, 16) - 1)  # reads of the weights from L2
-    return 3.0 + streaming_us(desc, device, 0.7) * (1 + again)
 
 
 # -- tile and direct ---------------------------------------------------------------------------------------------
@@ -107,7 +62,7 @@ def _tile_tokens(m: int) -> int:
 
 
 def _tiles(desc: Int4AwqGemmDescriptor) -> int:
-    return _ceil_div(desc.m, _tile_tokens(desc.m)) * _ceil_div(desc.oc, _constant(_TILE, "kTiledTileChannels"))
+    return _ceil_div(desc.m, _tile_tokens(desc.m)) * _ceil_div(desc.oc, _constant("kTiledTileChannels"))
 
 
 def _splits(desc: Int4AwqGemmDescriptor, device: Device) -> int:
@@ -118,17 +73,17 @@ def _splits(desc: Int4AwqGemmDescriptor, device: Device) -> int:
 
 def _slots(desc: Int4AwqGemmDescriptor, device: Device) -> int:
     """Thread blocks that the GPU holds at a time."""
-    per_sm = (_SHARED_KIB.get(device.capability or (0, 0), _LEAST_SHARED_KIB) + 1) * 1024
+    per_sm = shared_nbytes_of(device) + 1024
     fitting = per_sm // (_tile_nbytes(desc) + 1024)  # the system takes a KiB for each
     return device.sm_count * min(_RESIDENT[_tile_tokens(desc.m)], fitting)
 
 
 def _tile_nbytes(desc: Int4AwqGemmDescriptor) -> int:
-    """Shared memory of a thread block: its stages, and in the end its sums."""
+    """Shared memory of a thread block."""
     tiling, tokens = Tiling(desc.ic, desc.oc, desc.group_size), _tile_tokens(desc.m)
-    channels = _constant(_TILE, "kTiledTileChannels")
+    channels = _constant("kTiledTileChannels")
     stage = channels // 32 * tiling.block_nbytes + _TOKEN_BYTES * tokens
-    return max(_constant(_TILE, f"kT{tokens}TileStages") * stage, tokens * (channels + 4) * 4)
+    return _constant("kTiledTileStages") * stage
 
 
 def _tile_launches(desc: Int4AwqGemmDescriptor, splits: int) -> tuple[Launch, ...]:
@@ -136,7 +91,7 @@ def _tile_launches(desc: Int4AwqGemmDescriptor, splits: int) -> tuple[Launch, ..
     main = Launch(
         f"awq_gemm_tiled_tile_sm80_{desc.element.name.lower()}_t{tokens}_g{tiling.groups_of_block}",
         (_tiles(desc), 1, splits),
-        (_constant(_TILE, f"kT{tokens}TileThreads"), 1, 1),
+        (_constant("kTiledTileThreads"), 1, 1),
         (*operands(desc), Pointer(WORKSPACE)),
         _tile_nbytes(desc),
     )
@@ -179,25 +134,25 @@ def _direct_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 _LIMITS = (
     *(at_most(name, _INT, why="the kernel takes it as a 32-bit int") for name in ("m", "oc")),
     at_most("ic", _INT - (TILE_COLUMNS - 1), why="the kernel rounds it up to whole blocks in a 32-bit int"),
+    at_most("outputs", 128 * 128 << 30, why="a grid has at most 2^31 blocks"),
 )
-_STREAM_LIMITS = (at_most("outputs", 1 << 53, why="a grid has at most 2^31 x 65,535 blocks"),)
-_TILE_LIMITS = (at_most("outputs", 128 * 128 << 30, why="a grid has at most 2^31 blocks"),)
 
 
 def tiled_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
     """The kernels, for every element and epilogue. `layout` is TILED."""
     reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
-    parts: tuple[tuple[str, bool, str, tuple[Rule, ...], Callable[..., Any], Callable[..., float], Any, str], ...] = (
+    # A bf16 scale may lie beyond f16's range; an f16 one loses digits as bf16, no more than the weight does.
+    scales = {
+        ElementKind.F16: (one_of("scales_kind", (ElementKind.F16,), why="it multiplies weights by scales in f16"),),
+        ElementKind.BF16: (),
+    }
+    parts: tuple[tuple[str, bool, Callable[..., Any], Callable[..., float], Any, str], ...] = (
         (
-            "stream", True, _STREAM, _STREAM_LIMITS, _stream_launches, _stream_cost, None,
-            "decoding: weights read as one stream, no workspace, a row's bits the same at every m",
-        ),
-        (
-            "tile", False, _TILE, _TILE_LIMITS, _free_launches, _free_cost, _free_workspace,
+            "tile", False, _free_launches, _free_cost, _free_workspace,
             "more rows; cuts ic only as far as that fills the GPU",
         ),
         (
-            "direct", True, _TILE, _TILE_LIMITS, _direct_launches, _direct_cost, None,
+            "direct", True, _direct_launches, _direct_cost, None,
             "more rows without a workspace, a row's bits the same at every m",
         ),
     )  # fmt: skip
@@ -207,14 +162,14 @@ def tiled_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
                 OpCategory.QUANTIZATION, QuantizeKind.INT4_AWQ_GEMM, element, ElementKind.U4, LayoutSku.RCR, epilogue,
                 _ARCH, BackendKind.BESPOKE, guarantee(element, batch_invariant=invariant), f"{variant}_{layout.value}",
             ),
-            PtxCode(part, _ARCH, launches),
+            PtxCode(_TILE, _ARCH, launches),
             cost=cost,
-            rules=(reads, *limits, *_LIMITS),
+            rules=(reads, *scales[element], *_LIMITS),
             alignment={"activation": 16, "weight_packed": 16},
             doc=doc,
             **({} if workspace is None else {"workspace": workspace}),
         )
-        for (variant, invariant, part, limits, launches, cost, workspace, doc), element, epilogue in product(
+        for (variant, invariant, launches, cost, workspace, doc), element, epilogue in product(
             parts, (ElementKind.F16, ElementKind.BF16), EpilogueKind
         )
     )  # fmt: skip
