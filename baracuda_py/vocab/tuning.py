@@ -24,7 +24,7 @@ _DIFFERENT = 0.1  # distance that a field adds which is no size; 1 is a factor o
 
 
 def kernel_label(sku: KernelSku) -> str:
-    """What a table calls a kernel, whatever its element, layout and epilogue: `"sm80.bespoke.small_m_hf_gemm"`."""
+    """What a table calls a kernel, whatever its element, layout and epilogue: `"sm80.bespoke.stream_hf_gemm"`."""
     return f"{sku.arch.name}.{sku.backend.name}.{sku.variant}".lower()
 
 

@@ -37,7 +37,8 @@ def small(monkeypatch):
 def gpu(gpu):
     gpu.computes = False
     gpu.times_us = {
-        "awq_gemm_small_m": 7.0, "awq_gemm_splitk": 3.0, "awq_gemm_reduce": 0.5, "awq_gemm_tiled": 2.0,
+        "awq_gemm_small_m": 7.0, "awq_gemm_stream": 2.0, "awq_gemm_splitk": 3.0, "awq_gemm_reduce": 0.5,
+        "awq_gemm_tiled": 2.0,
         **{f"memory_{name.replace('read_', 'read_sm80_')}": us for name, us in READS.items()},
     }  # fmt: skip
     return gpu

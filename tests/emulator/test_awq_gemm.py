@@ -17,6 +17,7 @@ from baracuda_py.vocab.tolerance import relative_tolerance
 LAYOUTS = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
 TILED = bp.AwqWeightLayout.TILED
 VARIANTS = [
+    ("small_m", bp.AwqWeightLayout.OC_MAJOR),
     *((variant, layout) for variant in ("stream", "splitk", "tile") for layout in LAYOUTS),
     *((variant, TILED) for variant in ("bulk", "wide", "stream", "tile", "direct")),
 ]
@@ -59,17 +60,28 @@ def test_a_row_of_the_contracts_kernel_has_the_same_bits_in_every_tile(registry,
 
 
 @pytest.mark.parametrize("group", [128, 64, 32, -1])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_a_token_has_the_same_bits_in_every_batch_of_up_to_eight(registry, layout, group):
-    descriptor = bp.Int4AwqGemmDescriptor(8, 640, 72, group, None, layout)
+def test_a_token_has_the_same_bits_in_every_batch_of_up_to_eight(registry, group):
+    descriptor = bp.Int4AwqGemmDescriptor(8, 640, 72, group, None)
     _rows_are_those_of(_case(registry, "small_m", descriptor), range(1, 8))
 
 
 @pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
-@pytest.mark.parametrize(("group", "ic"), [(128, 1280), (64, 1344), (32, 1312), (-1, 1312)])
-def test_a_token_has_the_same_bits_in_every_batch_of_tiled_weights(registry, group, ic, element):
-    descriptor = bp.Int4AwqGemmDescriptor(35, ic, 136, group, None, TILED, element)
-    _rows_are_those_of(_case(registry, "stream", descriptor), (1, 2, 7, 8, 9, 16, 17, 33))
+@pytest.mark.parametrize(
+    ("group", "ic", "oc", "channels", "rows"),
+    [(128, 1280, 72, 32, 1), (64, 1344, 456, 64, 1), (32, 800, 648, 64, 1), (-1, 672, 1096, 64, 2)],
+)
+@pytest.mark.parametrize("layout", bp.AwqWeightLayout, ids=lambda layout: layout.name)
+def test_a_token_has_the_same_bits_in_every_batch_of_a_stream(
+    modules, monkeypatch, layout, group, ic, oc, channels, rows, element
+):
+    registry = emulated_registry(EmulatorBackend(modules, HOPPER_SLICE))
+    monkeypatch.setattr(bp, "default_registry", lambda: registry)
+    descriptor = bp.Int4AwqGemmDescriptor(19, ic, oc, group, None, layout, element)
+    case = _case(registry, "stream", descriptor)
+    (launch,) = case.plan.launches
+    assert f"_c{channels}_" in launch.entry
+    assert launch.parameters[-1] == rows
+    _rows_are_those_of(case, (1, 8, 9, 16))
 
 
 @pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)

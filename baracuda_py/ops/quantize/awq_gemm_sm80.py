@@ -1,5 +1,6 @@
 """The CUDA kernels of the AWQ GEMM for compute_80 and later: which entry, which grid, which workspace.
 
+    small_m  OC_MAJOR, m <= 8: weights stream from global memory to registers; no workspace, one launch
     splitk   the kernel of baracuda's contract: ic cut in `split_k_iters` ranges, f32 partials in the workspace, summed
              in their order by a second launch
     tile     the same code for any shape; it cuts ic only as far as that fills the GPU
@@ -151,6 +152,28 @@ def _free_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
     return splits * desc.m * desc.oc * 4 if splits > 1 else 0
 
 
+# -- small_m -----------------------------------------------------------------------------------------------------
+
+
+def _small_m_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
+    """One launch; its channels and warps a thread block depend on everything but m, so that m changes no bits."""
+    element, code = desc.element.name.lower(), _module("small_m_oc_major")
+    blocks_k = _ceil_div(desc.ic, code.constant("kBlockK"))
+    if desc.group != desc.ic and desc.group % code.constant("kBlockK"):  # a block of k holds more than one group
+        channels, suffix = 32, f"_g{desc.group}"
+    else:
+        enough = 0.75 * device.sm_count
+        channels, suffix = next((c for c in (64, 32) if _ceil_div(desc.oc, c) >= enough), 16), ""
+    entry = code.entry(f"awq_gemm_small_m_sm80_{element}_oc_major_c{channels}{suffix}")
+    blocks = _ceil_div(desc.oc, channels)
+    assert entry.max_threads is not None
+    warps = min(blocks_k, entry.max_threads // 32)
+    if channels == 32 and blocks >= 2 * device.sm_count:
+        warps = min(warps, 8)  # so that an SM holds two
+    shared = warps * channels * code.constant("kSumBytesPerChannel")
+    return (Launch(entry.name, (blocks, 1, 1), (32 * warps, 1, 1), operands(desc), shared),)
+
+
 # -- estimates ---------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +182,10 @@ def streaming_us(desc: Int4AwqGemmDescriptor, device: Device, efficiency: float)
     weight = desc.ic * desc.oc / 2 + desc.groups * desc.oc * 2.5
     activation = 2 * desc.m * (desc.ic + desc.oc)
     return (weight + activation) / (device.bytes_per_us * efficiency)
+
+
+def _small_m_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
+    return 3.0 + streaming_us(desc, device, 0.65)
 
 
 def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> float:
@@ -213,10 +240,18 @@ _GRID_Z = (1 << 16) - 1  # blocks of a grid along z, where the splits lie
 _LIMITS = (at_most("ic", _INT, why=_WHY_INT), at_most("oc", _INT, why=_WHY_INT))
 
 
+# A kernel's variant, whether m changes no bits, its module, its rules, launches, cost and workspace, and what it is.
+_Part = tuple[str, bool, str, tuple[Rule, ...], Callable[..., Any], Callable[..., float], Any, str]
+
+
 def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
     """The kernels that read weights in `layout`, for every element and epilogue."""
     reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
-    parts: tuple[tuple[str, bool, str, tuple[Rule, ...], Callable[..., Any], Callable[..., float], Any, str], ...] = (
+    small_m: _Part = (
+        "small_m", True, "small_m", (at_most("m", 8, why="the tokens are one n8 tile of the tensor cores"),),
+        _small_m_launches, _small_m_cost, None, "decoding: few rows, weights read once, no workspace",
+    )  # fmt: skip
+    parts: tuple[_Part, ...] = (
         (
             "splitk", True, "splitk",
             (
@@ -237,6 +272,8 @@ def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
             "any shape without a workspace, a row's bits the same at every m",
         ),
     )  # fmt: skip
+    if layout.value == "oc_major":
+        parts = (small_m, *parts)
     made = []
     for (variant, invariant, part, rules, launches, cost, workspace, doc), element, epilogue in product(
         parts, (ElementKind.F16, ElementKind.BF16), EpilogueKind

@@ -1,7 +1,7 @@
 """The CUDA kernels of the AWQ GEMM for TILED weights, for compute_80 and later: which entry, which grid.
 
-    tile     128 output channels of 32, 64 or 128 tokens a thread block; ic is cut only as far as that fills the GPU, f32
-             partials in the workspace, summed in their order by a second launch
+    tile     128 output channels of 32, 64 or 128 tokens a thread block; ic is cut only as far as that fills the GPU,
+             f32 partials in the workspace, summed in their order by a second launch
     direct   the same code, ic in one range: no workspace, and m changes no bits
 """
 
@@ -37,10 +37,10 @@ __all__ = ["tiled_kernels"]
 
 _TILE = "quantize.awq_gemm.tiled_tile"
 _ARCH = ArchSku.SM80
-_TOKEN_BYTES = 2 * TILE_COLUMNS
 _INT = (1 << 31) - 1
 # Thread blocks of the tile kernel that the registers of an SM hold at a time, by its tokens.
-_RESIDENT = {32: 1, 64: 1, 128: 1}
+_RESIDENT = {32: 2, 64: 1, 128: 1}
+_STAGES = {32: (4,), 64: (3,), 128: (3, 2)}
 _MIN_SPLIT_BLOCKS = 2  # blocks of 128 input channels that are worth a split of their own
 _MAX_SPLITS = 32
 
@@ -74,36 +74,41 @@ def _splits(desc: Int4AwqGemmDescriptor, device: Device) -> int:
 def _slots(desc: Int4AwqGemmDescriptor, device: Device) -> int:
     """Thread blocks that the GPU holds at a time."""
     per_sm = shared_nbytes_of(device) + 1024
-    fitting = per_sm // (_tile_nbytes(desc) + 1024)  # the system takes a KiB for each
+    fitting = per_sm // (_stages(desc, device) * _stage_nbytes(desc) + 1024)  # the system takes a KiB for each
     return device.sm_count * min(_RESIDENT[_tile_tokens(desc.m)], fitting)
 
 
-def _tile_nbytes(desc: Int4AwqGemmDescriptor) -> int:
-    """Shared memory of a thread block."""
-    tiling, tokens = Tiling(desc.ic, desc.oc, desc.group_size), _tile_tokens(desc.m)
-    channels = _constant("kTiledTileChannels")
-    stage = channels // 32 * tiling.block_nbytes + _TOKEN_BYTES * tokens
-    return _constant("kTiledTileStages") * stage
+def _stage_nbytes(desc: Int4AwqGemmDescriptor) -> int:
+    """A block of 128 input channels: each of two slices of it has 64 of them, with the scales that those need."""
+    groups = max(1, Tiling(desc.ic, desc.oc, desc.group_size).groups_of_block // 2)
+    return 2 * (_constant("kTiledTileChannels") // 32 * (1024 + 80 * groups) + TILE_COLUMNS * _tile_tokens(desc.m))
 
 
-def _tile_launches(desc: Int4AwqGemmDescriptor, splits: int) -> tuple[Launch, ...]:
+def _stages(desc: Int4AwqGemmDescriptor, device: Device) -> int:
+    """Of the entries there are for the tile, the most stages that the shared memory holds."""
+    fitting = shared_nbytes_of(device) // _stage_nbytes(desc)
+    return next(stages for stages in _STAGES[_tile_tokens(desc.m)] if stages <= fitting)
+
+
+def _tile_launches(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> tuple[Launch, ...]:
     tiling, tokens = Tiling(desc.ic, desc.oc, desc.group_size), _tile_tokens(desc.m)
+    stages = _stages(desc, device)
     main = Launch(
-        f"awq_gemm_tiled_tile_sm80_{desc.element.name.lower()}_t{tokens}_g{tiling.groups_of_block}",
+        f"awq_gemm_tiled_tile_sm80_{desc.element.name.lower()}_t{tokens}_s{stages}_g{tiling.groups_of_block}",
         (_tiles(desc), 1, splits),
         (_constant("kTiledTileThreads"), 1, 1),
         (*operands(desc), Pointer(WORKSPACE)),
-        _tile_nbytes(desc),
+        stages * _stage_nbytes(desc),
     )
     return (main,) if splits == 1 else (main, reduce_launch(desc, splits))
 
 
 def _free_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
-    return _tile_launches(desc, _splits(desc, device))
+    return _tile_launches(desc, device, _splits(desc, device))
 
 
 def _direct_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
-    return _tile_launches(desc, 1)
+    return _tile_launches(desc, device, 1)
 
 
 def _free_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
@@ -133,7 +138,7 @@ def _direct_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 
 _LIMITS = (
     *(at_most(name, _INT, why="the kernel takes it as a 32-bit int") for name in ("m", "oc")),
-    at_most("ic", _INT - (TILE_COLUMNS - 1), why="the kernel rounds it up to whole blocks in a 32-bit int"),
+    at_most("ic", _INT - (16 * TILE_COLUMNS - 1), why="the kernel counts some blocks beyond it in a 32-bit int"),
     at_most("outputs", 128 * 128 << 30, why="a grid has at most 2^31 blocks"),
 )
 

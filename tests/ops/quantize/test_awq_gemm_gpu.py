@@ -192,7 +192,8 @@ def test_every_kernel_is_within_its_guarantee_at_every_number_of_rows(torch, ic,
     if layout is TILED:
         assert {"bulk", "wide", "stream", "tile", "direct"} <= families
         return
-    assert {"small_m", "tile"} <= families
+    assert {"stream", "tile"} <= families
+    assert ("small_m" in families) == (layout is bp.AwqWeightLayout.OC_MAJOR)
     assert ("splitk" in families) == (group_size in (64, 128) and oc % 64 == 0)
 
 

@@ -93,7 +93,8 @@ def kernel_refusals(sku, d, device) -> set[str]:
             broken.add(f"weight_layout in {{{layout.name}}}")
     if sku.variant.startswith(("bulk", "wide")) and d.ic % 64:
         broken.add("ic % 64")
-    if sku.variant.startswith("wide") and sku.element is ElementKind.F16 and d.scales_element is ElementKind.BF16:
+    scaled = ("wide_tiled", "tile_tiled", "direct_tiled")  # they multiply weights by scales, in their own element
+    if sku.variant in scaled and sku.element is ElementKind.F16 and d.scales_element is ElementKind.BF16:
         broken.add("scales_kind in {F16}")
     if sku.variant.startswith("small_m") and d.m > 8:
         broken.add("m <= 8")
@@ -227,7 +228,7 @@ def test_the_contract_kernels_workspace_follows_its_formula_and_is_0_without_row
         elif candidate.sku.variant.startswith("splitk") and d.split_k_iters is not None:
             rows = (d.m + 127) // 128 * 128
             assert plan.workspace_size == d.split_k_iters * rows * d.oc * 4  # f32 partials: twice baracuda's f16
-        elif candidate.sku.variant.startswith("small_m"):
+        elif candidate.sku.variant.startswith(("small_m", "stream")):
             assert plan.workspace_size == 0
         else:
             assert plan.workspace_size >= 0

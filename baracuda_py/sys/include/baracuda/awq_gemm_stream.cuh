@@ -24,9 +24,7 @@ struct StreamShape {
   static constexpr int kStages = kRing;
   static constexpr int kTokens = 8 * kTilesN;
   static constexpr int kRingBytes = kStages * Weights::kStageBytes;
-  static constexpr int kChunkBytes = 8 * kChunkDepth * 2;  // x of an n8 tile
-  static constexpr int kTokenBytes = Weights::kTransposesTokens ? kTilesN * kBlockChunks * kChunkBytes : 0;
-  static constexpr int kWarpBytes = kRingBytes + kTokenBytes;
+  static constexpr int kWarpBytes = kRingBytes + kTilesN * kBlockChunks * Weights::kTokenBytes;
   static constexpr int kSums = kTilesM * kTilesN * 4;  // of a lane
   static_assert(kSums * kWarpLanes * 4 <= kWarpBytes, "the sums of a warp take the place of its ring");
   static_assert(kStages >= 2, "one stage is read while another is filled");
@@ -56,11 +54,6 @@ struct StreamTokens {
   }
 };
 
-// Where 16 bytes of an n8 tile's chunk lie: eight rows of 64 bytes, exchanged so that eight tokens' lie in distinct banks.
-__device__ __forceinline__ unsigned stream_token_offset(int token, int quarter) {
-  return static_cast<unsigned>(token * (kChunkDepth * 2) + (quarter ^ token / 2 % 4) * kLaneBytes);
-}
-
 // Adds the product of a block and `tokens` to `sums`. What is used up of `tokens` is replaced by block `next`'s at once.
 // q - z is exact; f32 sums are scaled once a group.
 template <typename Shape>
@@ -70,16 +63,8 @@ __device__ __forceinline__ void multiply_stream_block(const unsigned char* s_sta
   using Weights = typename Shape::Weights;
   constexpr int kPartChunks = kBlockChunks / Weights::kGroups;
   const unsigned s_token_address = shared_address(s_tokens);
-  if constexpr (Weights::kTransposesTokens) {
-#pragma unroll
-    for (int n = 0; n < Shape::kTilesN; ++n) {
-#pragma unroll
-      for (int chunk = 0; chunk < kBlockChunks; ++chunk) {
-        unsigned char* s_chunk = s_tokens + (n * kBlockChunks + chunk) * Shape::kChunkBytes;
-        *reinterpret_cast<uint4*>(s_chunk + stream_token_offset(lane / 4, lane % 4)) = tokens.r_x[n][chunk];
-      }
-    }
-    __syncwarp();  // x of all lanes is there
+  if constexpr (Weights::kTokenBytes != 0) {
+    Weights::store_tokens(s_tokens, lane, tokens.r_x);
     tokens.load(next);
   }
   Weights weights(s_stage, lane);
@@ -93,13 +78,9 @@ __device__ __forceinline__ void multiply_stream_block(const unsigned char* s_sta
       unsigned b[Shape::kTilesN][4];
 #pragma unroll
       for (int n = 0; n < Shape::kTilesN; ++n) {
-        if constexpr (Weights::kTransposesTokens) {
-          ldmatrix_x4(b[n], s_token_address + (n * kBlockChunks + chunk) * Shape::kChunkBytes +
-                                stream_token_offset(lane % 8, lane / 8));
-        } else {
-          Weights::tokens(tokens.r_x[n][chunk], b[n]);
-          tokens.load(next, n, chunk);
-        }
+        Weights::tokens(tokens.r_x[n][chunk], s_token_address + (n * kBlockChunks + chunk) * Weights::kTokenBytes, lane,
+                        b[n]);
+        if constexpr (Weights::kTokenBytes == 0) tokens.load(next, n, chunk);
       }
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
@@ -156,7 +137,7 @@ __device__ __forceinline__ void awq_gemm_stream(const AwqGemmOperands<typename S
     cp_async_commit();  // an empty group past the end keeps the count of groups that are waited for
     copied += columns;
   };
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < Shape::kStages - 1; ++stage) copy_next(stage);
 
   StreamTokens<Shape> tokens{operands, first_token, lane};
@@ -173,8 +154,7 @@ __device__ __forceinline__ void awq_gemm_stream(const AwqGemmOperands<typename S
     stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
   }
 
-  cp_async_wait<0>();
-  __syncwarp();  // the ring becomes the warp's sums, (kSums, lanes)
+  __syncwarp();  // the ring, to which no copy is on its way, becomes the warp's sums, (kSums, lanes)
   float* s_sums = reinterpret_cast<float*>(s_ring);
 #pragma unroll
   for (int tile = 0; tile < Shape::kTilesM; ++tile) {

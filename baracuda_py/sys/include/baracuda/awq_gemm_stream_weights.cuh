@@ -90,7 +90,7 @@ struct StreamOcMajor {
   static constexpr int kWeightBytes = kChannels * kRowBytes;
   using Groups = PlainGroups<kChannels, kGroups>;
   static constexpr int kStageBytes = kWeightBytes + kGroups * Groups::kBytes;
-  static constexpr bool kTransposesTokens = false;
+  static constexpr int kTokenBytes = 0;  // lanes use the x that they load
   static_assert(kSlots == 4 || kSlots == 8, "a lane's channels lie in one word of zeros");
 
   // Rows of a slot follow each other, and their chunks are exchanged, so that a warp reads 32 distinct banks.
@@ -114,7 +114,7 @@ struct StreamOcMajor {
   }
 
   // Elements i and i + 4 of a lane's eight of x, as the nibbles of a word pair up.
-  static __device__ __forceinline__ void tokens(const uint4& x, unsigned (&b)[4]) {
+  static __device__ __forceinline__ void tokens(const uint4& x, unsigned, int, unsigned (&b)[4]) {
     b[0] = join_low_halves(x.x, x.z);
     b[1] = join_high_halves(x.x, x.z);
     b[2] = join_low_halves(x.y, x.w);
@@ -185,7 +185,7 @@ struct StreamHfGemm {
   static constexpr int kWeightBytes = kBlockDepth * kWords * 4;
   using Groups = PlainGroups<kChannels, kGroups>;
   static constexpr int kStageBytes = kWeightBytes + kGroups * Groups::kBytes;
-  static constexpr bool kTransposesTokens = false;
+  static constexpr int kTokenBytes = 0;  // lanes use the x that they load
   static constexpr int kLaneDepth = kChunkDepth / 4;  // input channels of a lane in a chunk
   static_assert(kSlots == 4 || kSlots == 8, "a lane takes a word of weights, or half of one");
 
@@ -208,12 +208,14 @@ struct StreamHfGemm {
       for (int pass = 0; pass < kBlockDepth * kPieces / kWarpLanes; ++pass) {
         const int k = pass * (kWarpLanes / kPieces) + lane / kPieces;
         const bool valid = in_row && k < rows;
-        cp_async_16(s_stage + (row_of(k) * kWords + word) * 4, valid ? g_block + k * pitch + word : operands.weights, valid);
+        // The rest of the line is other CTAs'.
+        cp_async_16_of_line(s_stage + (row_of(k) * kWords + word) * 4, valid ? g_block + k * pitch + word : operands.weights,
+                            valid);
       }
     } else {  // rows of weights do not start at multiples of 16 bytes
       const int word = lane % kWords;
       const bool in_row = first_channel + word * kNibblesPerWord < operands.oc;
-#pragma unroll 4
+#pragma unroll 1
       for (int k = lane / kWords; k < kBlockDepth; k += kWarpLanes / kWords) {
         const bool valid = in_row && k < rows;
         cp_async_4(s_stage + (row_of(k) * kWords + word) * 4, valid ? g_block + k * pitch + word : operands.weights, valid);
@@ -222,7 +224,7 @@ struct StreamHfGemm {
     Groups::copy(operands, first_channel, block, s_stage + kWeightBytes, lane);
   }
 
-  static __device__ __forceinline__ void tokens(const uint4& x, unsigned (&b)[4]) {
+  static __device__ __forceinline__ void tokens(const uint4& x, unsigned, int, unsigned (&b)[4]) {
     b[0] = x.x;
     b[1] = x.y;
     b[2] = x.z;
@@ -293,78 +295,6 @@ struct StreamHfGemm {
       return {8 * column + 2 * tile, {tile / 2, tile / 2 + 2}, {tile % 2, tile % 2}, {lane, lane}};
     }
     return pair_of_lanes(lane, tile, 8 * (column / 2) + 2 * (2 * tile + column % 2));
-  }
-};
-
-template <int kTileCount, int kGroupCount, typename ElementType>
-struct StreamTiled {
-  using Element = ElementType;
-  using Pair = Int4Pair<Element>;
-  static constexpr int kTiles = kTileCount;  // m16 tiles
-  static constexpr int kGroups = kGroupCount;  // of a block
-  static constexpr int kChannels = 16 * kTiles;
-  static constexpr int kStageBytes = kTiles / 2 * block_bytes(kGroups);
-  static constexpr bool kTransposesTokens = true;
-
-  struct Blocks {
-    static constexpr int kGroups = kGroupCount;
-  };
-
-  static __device__ __forceinline__ void copy(const AwqGemmOperands<Element>& operands, long long first_channel, int block,
-                                              unsigned s_stage, int lane) {
-    const int columns = (operands.ic + kBlockDepth - 1) / kBlockDepth;
-    const long long unit = first_channel / kTileChannels * columns + block;  // of kBlockHalves blocks
-    const unsigned char* g_block = reinterpret_cast<const unsigned char*>(operands.weights) +
-                                   unit * (kBlockHalves * block_bytes(kGroups)) +
-                                   first_channel % kTileChannels / kBlockChannels * block_bytes(kGroups);
-    constexpr int kPieces = kStageBytes / kLaneBytes;
-#pragma unroll
-    for (int pass = 0; pass < (kPieces + kWarpLanes - 1) / kWarpLanes; ++pass) {
-      const int piece = pass * kWarpLanes + lane;
-      if (piece < kPieces) cp_async_16(s_stage + piece * kLaneBytes, g_block + piece * kLaneBytes, true);
-    }
-  }
-
-  SharedBlocks<Blocks> blocks;
-  uint4 r_words[kTiles];  // of two chunks
-  bool second = false;    // of them
-  unsigned r_upper[kTiles], r_lower[kTiles];
-
-  __device__ __forceinline__ StreamTiled(const unsigned char* stage, int lane) : blocks{stage, lane} {}
-
-  __device__ __forceinline__ void load_zeros(int group) {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const unsigned zeros = blocks.zeros(group, tile);
-      r_upper[tile] = Pair::template zero_term<0>(nibble(zeros, 0));
-      r_lower[tile] = Pair::template zero_term<1>(nibble(zeros, 1));
-    }
-  }
-
-  // Of rows g and g + 8 of a tile.
-  __device__ __forceinline__ float2 scales(int group, int tile, bool scales_bf16) const {
-    return scale_pair_to_f32(blocks.scales(group, tile), scales_bf16);
-  }
-
-  __device__ __forceinline__ void load_chunk(int chunk) {
-    second = chunk % 2 != 0;
-    if (second) return;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) r_words[tile] = blocks.words(tile, chunk / 2);
-  }
-
-  __device__ __forceinline__ void fragment(int step, int tile, unsigned (&a)[4]) const {
-    const uint4& words = r_words[tile];
-    const unsigned word = second ? (step == 0 ? words.z : words.w) : (step == 0 ? words.x : words.y);
-    a[0] = Pair::template spread_pair<0>(word, r_upper[tile]);
-    a[1] = Pair::template spread_pair<1>(word, r_lower[tile]);
-    a[2] = Pair::template spread_pair<2>(word, r_upper[tile]);
-    a[3] = Pair::template spread_pair<3>(word, r_lower[tile]);
-  }
-
-  static __device__ __forceinline__ StreamPair pair(int lane, int tile) {
-    const int column = lane / 4;
-    return pair_of_lanes(lane, tile, 16 * tile + 8 * (column % 2) + (column & ~1));
   }
 };
 

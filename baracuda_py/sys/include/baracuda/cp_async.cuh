@@ -15,6 +15,13 @@ __device__ __forceinline__ void cp_async_16(unsigned destination, const void* so
                : "memory");
 }
 
+// As cp_async_16; L2 gets all of the line of 128 bytes.
+__device__ __forceinline__ void cp_async_16_of_line(unsigned destination, const void* source, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+
 // Copies 4 bytes, both addresses 4-byte aligned; where not `valid`, reads nothing and writes zeros.
 __device__ __forceinline__ void cp_async_4(unsigned destination, const void* source, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(destination), "l"(source),

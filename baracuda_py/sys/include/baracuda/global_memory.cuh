@@ -31,13 +31,4 @@ __device__ __forceinline__ void load_streaming_4(unsigned& word, const void* add
       : "l"(address), "r"(static_cast<int>(present)));
 }
 
-// Zero-extends; a 32-bit destination register is wider than the load.
-__device__ __forceinline__ void load_streaming_2(unsigned& word, const void* address, bool present) {
-  asm volatile(
-      "{ .reg .pred present; setp.ne.s32 present, %2, 0; "
-      "@present ld.global.nc.L1::no_allocate.u16 %0, [%1]; }"
-      : "+r"(word)
-      : "l"(address), "r"(static_cast<int>(present)));
-}
-
 }  // namespace baracuda

@@ -9,6 +9,10 @@ inline void cp_async_16(unsigned destination, const void* source, bool valid) {
   emulator::copy_async(destination, source, 16, valid);
 }
 
+inline void cp_async_16_of_line(unsigned destination, const void* source, bool valid) {
+  cp_async_16(destination, source, valid);
+}
+
 inline void cp_async_4(unsigned destination, const void* source, bool valid) {
   emulator::copy_async(destination, source, 4, valid);
 }

@@ -22,12 +22,4 @@ inline void load_streaming_4(unsigned& word, const void* address, bool present) 
   std::memcpy(&word, address, 4);
 }
 
-inline void load_streaming_2(unsigned& word, const void* address, bool present) {
-  if (!present) return;
-  emulator::check_aligned(address, 2);
-  unsigned short half;
-  std::memcpy(&half, address, 2);
-  word = half;
-}
-
 }  // namespace baracuda
