@@ -123,7 +123,7 @@ def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> floa
     flop = 2 * _ceil_div(desc.m, tokens) * tokens * desc.ic * desc.oc
     arithmetic = flop / (device.flop_per_us * 0.35 * max(busy, 1e-3))
     partials = 2 * splits * desc.m * desc.oc * 4 / device.bytes_per_us + 2.5 if splits > 1 else 0.0
-    return 4.0 + max(arithmetic, streaming_us(desc, device, 0.5 * min(1.0, busy * 2))) + partials
+    return 4.0 + max(arithmetic, streaming_us(desc, device, 0.45 * min(1.0, busy * 2))) + partials
 
 
 def _free_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:

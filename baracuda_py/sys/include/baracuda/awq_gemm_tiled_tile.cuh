@@ -282,7 +282,9 @@ __device__ __forceinline__ void awq_gemm_tiled_tile(const AwqGemmOperands<Elemen
         // these.
         if (step == 0) {
           copies.template copy<Tile::kTilesM>(s_ring_address + left, m, block + Tile::kStages - 1 < range.end);
-          if (m + 1 == Tile::kTilesM) cp_async_commit();
+          if (m + 1 == Tile::kTilesM) {
+            cp_async_commit();
+          }
         }
         if (m + 1 < Tile::kTilesM) {
           weights.fragment(step, m + 1, a[(m + 1) % 2]);
