@@ -4,7 +4,6 @@
 // shared memory. An entry's name has its channels (c), tokens (t) and groups of a block of 128 input channels (g). A ring
 // is `stages` times channels / 32 * (2048 + 80 g) + 256 * tokens bytes.
 //
-// baracuda: assembled-only sm_90
 #include "baracuda/awq_gemm_tiled.cuh"
 
 using namespace baracuda;

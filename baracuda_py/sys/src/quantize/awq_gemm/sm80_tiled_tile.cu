@@ -8,7 +8,6 @@
 //
 // One register too many, on sm_120 alone:
 // baracuda: allow-spill awq_gemm_tiled_tile_sm80_bf16_t128_g2 8
-// baracuda: assembled-only sm_90
 #include "baracuda/awq_gemm_tiled_tile.cuh"
 
 using namespace baracuda;

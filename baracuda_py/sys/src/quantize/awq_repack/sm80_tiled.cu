@@ -5,7 +5,6 @@
 // Nothing passes through shared memory: a lane reads the words that hold what it writes. In oc_major it takes 64
 // channels of two rows, in hf_gemm 16 rows of two words.
 //
-// baracuda: assembled-only sm_90
 #include "baracuda/awq_tiles.cuh"
 #include "baracuda/constant.cuh"
 #include "baracuda/global_memory.cuh"
