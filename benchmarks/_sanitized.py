@@ -2,8 +2,8 @@
 
     compute-sanitizer --tool memcheck python benchmarks/_sanitized.py 0/4
 
-Outputs and workspaces are fresh device memory that nothing has written, so that initcheck sees what is read too early, or
-not written.
+Outputs and workspaces are fresh device memory that nothing has written, so that initcheck sees what is read too early
+or not written.
 """
 
 from __future__ import annotations

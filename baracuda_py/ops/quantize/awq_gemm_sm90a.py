@@ -39,12 +39,14 @@ _CHANNELS = (128, 64, 32)  # output channels of a tile
 BOX_CHANNELS = 64  # kBoxChannels of awq_gemm_tiled_bulk.cuh
 SHARED_BYTES = 227 * 1024  # that a thread block of this architecture may have
 BARRIER_BYTES = 8
-# Bytes of weights that an SM keeps in flight: half as many reach less of the bandwidth (H200, our prototype); more delay
-# x, which queues behind them, by up to 20 % (H100). A ring that holds all of a warp's weights may be somewhat larger.
+# Bytes of weights that an SM keeps in flight: half as many reach less of the bandwidth (H200, our prototype); more
+# delay x, which queues behind them, by up to 20 % (H100). A ring that holds all of a warp's weights may be somewhat
+# larger.
 _IN_FLIGHT = 68 * 1024
 _ALL_IN_FLIGHT = 84 * 1024
-# How many more channels the SM with the most may have for a larger tile: memory feeds the others meanwhile, and a larger
-# tile reads x less often. 28672 x 8192 on an H100: 224 channels by 32 take 1.17 of the time of a read, 256 by 128 1.12.
+# How many more channels the SM with the most may have for a larger tile: memory feeds the others meanwhile, and a
+# larger tile reads x less often. 28672 x 8192 on an H100: 224 channels by 32 take 1.17 of the time of a read, 256 by
+# 128 1.12.
 _UNEVEN = 1.2
 _MAX_STAGES = 8
 _EARLY_STAGES = 1  # units of a ring that are asked for before x; all, where x has to be waited for
