@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -53,16 +54,17 @@ CONTEXT, PREFILL = 256, 2048  # tokens
 PROMPTS, STEPS = 40, 64
 
 
-def write_model(config: Any, folder: Path) -> Path:
+def write_model(config: Any, folder: Path, device: str) -> Path:
     """An AWQ folder of the shape: MADE_BLOCKS quantised blocks, repeated."""
     torch.manual_seed(0)
     few = type(config).from_dict({**config.to_dict(), "num_hidden_layers": MADE_BLOCKS, "layer_types": None})
-    dense = transformers.AutoModelForCausalLM.from_config(few, dtype=torch.float16)
+    with torch.device(device):
+        dense = transformers.AutoModelForCausalLM.from_config(few, dtype=torch.float16)
     for name, parameter in dense.named_parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=1.0 if "embed" in name else parameter.shape[1] ** -0.5)
     dense.save_pretrained(folder / "dense")
-    quantize_checkpoint(folder / "dense", folder / "few")
+    quantize_checkpoint(folder / "dense", folder / "few", device=device if device == "cuda" else None)
     model = checkpoints.open(folder / "few")
     layers = {new: evolve(model[name], name=new) for name in model for new in _repeated(name, config)}
     plain = {new: model.plain[name] for name in model.plain_headers for new in _repeated(name, config)}
@@ -183,7 +185,11 @@ def measure(shape: str, layout: bp.AwqWeightLayout, device: str) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         begun = allocated(device)
         # The fp16 model is made from weights in a layout that is dequantised.
-        packed = load_awq(write_model(SHAPES[shape](), Path(folder)), device)
+        stage(f"{shape}: writing an AWQ folder")
+        written = write_model(SHAPES[shape](), Path(folder), device)
+        stage(f"{shape}: loading it")
+        packed = load_awq(written, device)
+    stage(f"{shape}: unpacking")
     dense = dense_of(packed)
     before = allocated(device)
     for module in packed.modules():
@@ -193,16 +199,25 @@ def measure(shape: str, layout: bp.AwqWeightLayout, device: str) -> dict[str, An
     sizes = {"awq": _nbytes(packed), "fp16": _nbytes(dense)}
     rows = []
     for batch in BATCHES:
+        stage(f"{shape}: decoding, batch {batch}")
         decoders = {name: Decoder(model, batch) for name, model in models.items()}
         times = timed({name: one.step for name, one in decoders.items()}, device == "cuda", 5)
         rows.append(_row(f"decode, batch {batch}", times))
+    stage(f"{shape}: prefill")
     prompt = torch.randint(3, dense.config.vocab_size, (1, PREFILL if device == "cuda" else 32), device=device)
     calls = {name: lambda m=model: m(prompt, use_cache=False, logits_to_keep=1) for name, model in models.items()}
     rows.append(_row(f"prefill, {prompt.shape[1]} tokens", timed(calls, device == "cuda", 1)))
+    stage(f"{shape}: tokens")
+    agreed = agreement(packed, dense)
     return {
-        "shape": shape, "layout": layout.value, **agreement(packed, dense), "weights_nbytes": sizes,
+        "shape": shape, "layout": layout.value, **agreed, "weights_nbytes": sizes,
         "weights_ratio": sizes["awq"] / sizes["fp16"], "allocated_nbytes": before - begun, "times": rows,
     }  # fmt: skip
+
+
+def stage(what: str) -> None:
+    """Say what takes its time now."""
+    print(f"{time.strftime('%X')} {what}", file=sys.stderr, flush=True)
 
 
 def _nbytes(model: Any) -> int:
