@@ -8,7 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from baracuda_py.errors import BaracudaError, Unsupported
-from baracuda_py.vocab.code import Backend, Executable, Scratch, SequenceCode
+from baracuda_py.vocab.code import Backend, Executable, RelocatableExecutable, Scratch, SequenceCode
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import Workspace
 from baracuda_py.vocab.tensors import TensorMut, TensorRef, stream_owner
@@ -81,6 +81,26 @@ class SequenceExecutable:
         return bound_to_stream
 
 
+class _RelocatableSequence(SequenceExecutable):
+    """Of steps all of which are relocatable."""
+
+    def run_at(
+        self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
+    ) -> None:
+        """See `RelocatableExecutable`."""
+        for step in self._steps:
+            executable, own, its = step.executable, [], []
+            assert isinstance(executable, RelocatableExecutable)
+            for source in step.sources:
+                if isinstance(source, int):
+                    own.append(addresses[source])
+                    its.append(operands[source])
+                else:
+                    own.append(workspace + source.pointer)
+                    its.append(source)
+            executable.run_at(stream, workspace + step.offset, own, its)
+
+
 def _part(workspace: Workspace, offset: int) -> Workspace:
     return Workspace(workspace.pointer + offset, workspace.nbytes - offset, workspace.device, workspace.owner)
 
@@ -124,7 +144,8 @@ class SequenceBackend:
             )
             for step in code.steps
         )
-        return SequenceExecutable(code, descriptor, device, steps)
+        relocatable = all(isinstance(step.executable, RelocatableExecutable) for step in steps)
+        return (_RelocatableSequence if relocatable else SequenceExecutable)(code, descriptor, device, steps)
 
 
 def _source(

@@ -42,7 +42,7 @@ def test_a_map_has_the_tensor_as_the_kernel_sees_it(stub: Any, pitch: int) -> No
     plan, args = made(pitch=pitch)
     plan.run(None, bp.Workspace.NONE, args)
     (launch,) = stub.calls("cuLaunchKernel")
-    depth = 16  # blocks of 128 input channels in a chunk
+    depth = 11  # blocks of 128 input channels in a chunk
     expected = [args.activation.pointer, 64, M, IC // 64, 2 * pitch, 128, 64, M, 2 * depth]
     assert words(launch) == expected + [0] * 7
     (encoded,) = stub.calls("cuTensorMapEncodeTiled")
