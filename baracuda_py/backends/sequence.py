@@ -84,13 +84,21 @@ class SequenceExecutable:
 class _RelocatableSequence(SequenceExecutable):
     """Of steps all of which are relocatable."""
 
+    def __init__(self, code: SequenceCode, descriptor: Any, device: Device, steps: tuple[_Step, ...]) -> None:
+        super().__init__(code, descriptor, device, steps)
+        self._runs: list[Callable[..., None]] = []
+        for step in steps:
+            assert isinstance(step.executable, RelocatableExecutable)
+            self._runs.append(step.executable.run_at)
+
     def run_at(
         self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
     ) -> None:
         """See `RelocatableExecutable`."""
-        for step in self._steps:
-            executable, own, its = step.executable, [], []
-            assert isinstance(executable, RelocatableExecutable)
+        own: list[int]
+        its: list[TensorRef | None]
+        for step, run_at in zip(self._steps, self._runs, strict=True):
+            own, its = [], []
             for source in step.sources:
                 if isinstance(source, int):
                     own.append(addresses[source])
@@ -98,7 +106,7 @@ class _RelocatableSequence(SequenceExecutable):
                 else:
                     own.append(workspace + source.pointer)
                     its.append(source)
-            executable.run_at(stream, workspace + step.offset, own, its)
+            run_at(stream, workspace + step.offset, own, its)
 
 
 def _part(workspace: Workspace, offset: int) -> Workspace:
