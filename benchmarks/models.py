@@ -2,13 +2,14 @@
 
     python benchmarks/models.py [--shapes llama-3-8b qwen2.5-0.5b] [--layout tiled] [--tiny]
 
-Weights are random: a few blocks are made and quantised by rounding, and stand for all; where the output layer has weights
-of its own, they are the embeddings' of other tokens, so that the next token wins by a margin, as in a trained model: of
-random logits, the first two are often closer than fp16 rounds. The fp16 model has the weights that the packed ones
-stand for. The packed one has its queries, keys and values fused, gate and up too, and its launches overlap. Norms, rotary embeddings and the gate's activation are torch.compile's in both, because
-eager's small kernels would be most of a step; attention groups queries instead of copying keys. Decoding is one CUDA graph a step, replayed; both models take turns, each
-replay timed behind another, median of 20. `--tiny` runs a toy on the CPU, prints, and writes nothing. Writes
-benchmarks/results/<gpu>/models.json.
+Weights are random: a few blocks are made and quantised by rounding, and stand for all. Where the output layer has
+weights of its own, they are the embeddings' of other tokens, so that the next token wins by a margin, as in a trained
+model: of random logits, the first two are often closer than fp16 rounds. The fp16 model has the weights that the
+packed ones stand for. The packed one has its queries, keys and values fused, gate and up too, and its launches overlap.
+In both, norms, rotary embeddings and the gate's activation are torch.compile's, because eager's small kernels would be
+most of a step, and attention groups queries instead of copying keys. Decoding is one CUDA graph a step, replayed; both
+models take turns, each replay timed behind another, median of 20. `--tiny` runs a toy on the CPU, prints, and writes
+nothing. Writes benchmarks/results/<gpu>/models.json.
 """
 
 from __future__ import annotations
