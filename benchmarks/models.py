@@ -3,13 +3,13 @@
     python benchmarks/models.py [--shapes llama-3-8b qwen2.5-0.5b] [--layout tiled] [--tiny]
 
 Weights are random: a few blocks are made and quantised by rounding, and stand for all. Where the output layer has
-weights of its own, they are the embeddings' of other tokens, so that the next token wins by a margin, as in a trained
-model: of random logits, the first two are often closer than fp16 rounds. The fp16 model has the weights that the
-packed ones stand for. The packed one has its queries, keys and values fused, gate and up too, and its launches overlap.
-In both, norms, rotary embeddings and the gate's activation are torch.compile's, because eager's small kernels would be
-most of a step, and attention groups queries instead of copying keys. Decoding is one CUDA graph a step, replayed; both
-models take turns, each replay timed behind another, median of 20. `--tiny` runs a toy on the CPU, prints, and writes
-nothing. Writes benchmarks/results/<gpu>/models.json.
+weights of its own, they are the embeddings' of other tokens, and what a block adds is scaled as in GPT-2, so that the
+next token wins by a margin, as in a trained model: of random logits, the first two are often closer than fp16 rounds.
+The fp16 model has the weights that the packed ones stand for. The packed one has its queries, keys and values fused,
+gate and up too, and its launches overlap. In both, norms, rotary embeddings and the gate's activation are
+torch.compile's, because eager's small kernels would be most of a step, and attention groups queries instead of copying
+keys. Decoding is one CUDA graph a step, replayed; both models take turns, each replay timed behind another, median of
+20. `--tiny` runs a toy on the CPU, prints, and writes nothing. Writes benchmarks/results/<gpu>/models.json.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ def write_model(config: Any, folder: Path, device: str) -> Path:
         dense = transformers.AutoModelForCausalLM.from_config(few, dtype=torch.float16)
     for name, parameter in dense.named_parameters():
         if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=1.0 if "embed" in name else parameter.shape[1] ** -0.5)
+            std = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
+            if "o_proj" in name or "down_proj" in name:
+                std *= (2 * config.num_hidden_layers) ** -0.5
+            torch.nn.init.normal_(parameter, std=std)
     if not config.tie_word_embeddings:
         dense.lm_head.weight.copy_(dense.model.embed_tokens.weight.roll(1, 0) * config.hidden_size**-0.5)
     dense.save_pretrained(folder / "dense")
@@ -132,8 +135,7 @@ class Decoder:
             # The same place again and again, so that replays cost the same.
             logits = model(self.token, position_ids=position, past_key_values=self.cache).logits
             self.token.copy_(logits.argmax(-1))
-            for layer in self.cache.layers:
-                layer.cumulative_length.sub_(1)
+            torch._foreach_sub_([layer.cumulative_length for layer in self.cache.layers], 1)
 
         step()
         self.step: Callable[[], None] = step
@@ -172,9 +174,12 @@ def agreement(packed: Any, dense: Any) -> dict[str, Any]:
     torch.manual_seed(1)
     prompts = torch.randint(3, packed.config.vocab_size, (PROMPTS, 16), device=packed.device)
     errors = {}
-    for given in (prompts, prompts[:1], prompts[:1, :1]):  # each number of rows has kernels of its own
-        found, exact = (model(given).logits[:, -1].double() for model in (packed, dense))
-        errors[given.numel()] = float(torch.linalg.norm(found - exact) / torch.linalg.norm(exact))
+    # Each number of rows has kernels of its own: all prompts at once, one at a time, and their first tokens.
+    for given in ([prompts], prompts[:ALONE, None], prompts[:ALONE, None, :1]):
+        found, exact = (
+            torch.cat([model(one).logits[:, -1] for one in given]).double() for model in (packed, dense)
+        )
+        errors[given[0].numel()] = float(torch.linalg.norm(found - exact) / torch.linalg.norm(exact))
     made = [
         model.generate(prompts, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, pad_token_id=0)
         for model in (packed, dense)
@@ -246,6 +251,7 @@ def stage(what: str) -> None:
 def fuse_small_parts(model: Any) -> None:
     """Have torch.compile make one kernel each of what lies between the linear layers, for all models of this class."""
     modeling = sys.modules[type(model).__module__]
+    torch._dynamo.config.recompile_limit = 64  # a batch size, a phase and a model need one each
     sdpa_attention.use_gqa_in_sdpa = lambda *_: True
     modeling.apply_rotary_pos_emb = torch.compile(modeling.apply_rotary_pos_emb)
     block = model.model.layers[0]
