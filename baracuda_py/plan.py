@@ -165,8 +165,7 @@ class Plan:
         executable, handle, views = self._ready(stream, workspace, args)
         if executable is None:
             return _nothing
-        overlaps = overlap and self.launches and self.launches[0].overlaps
-        if overlaps and isinstance(executable, OverlappingExecutable):
+        if overlap and self.launches and self.launches[0].overlaps and isinstance(executable, OverlappingExecutable):
             bind = executable.bind_overlapping
         else:
             bind = executable.bind
@@ -175,8 +174,12 @@ class Plan:
         bound = bind(handle, workspace, views)
         return bound if type(stream) is int else _Holding(bound, stream)
 
-    def relocatable(self, args: Any, workspace: Workspace = Workspace.NONE) -> Callable[..., None] | None:
+    def relocatable(
+        self, args: Any, workspace: Workspace = Workspace.NONE, *, overlap: bool = False
+    ) -> Callable[..., None] | None:
         """Check these arguments once, for callers that go on with tensors like them at other addresses.
+
+        `overlap` is as for `bind`.
 
         Returns:
             a callable `(owner, workspace, addresses)` that enqueues on the stream that is current for the framework of
@@ -193,6 +196,8 @@ class Plan:
             return None
         executable, _, views = self._ready(None, workspace, args)
         assert executable is not None
+        if overlap and self.launches and self.launches[0].overlaps and isinstance(executable, OverlappingExecutable):
+            run_at = executable.run_at_overlapping
         stream_handle = executable.stream_handle
         forms = [None if view is None else view.moved(view.pointer, None) for view in views]
 

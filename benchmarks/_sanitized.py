@@ -2,7 +2,8 @@
 
     compute-sanitizer --tool memcheck python benchmarks/_sanitized.py 0/4
 
-Outputs and workspaces are fresh device memory that nothing has written, so that initcheck sees what is read too early.
+Outputs and workspaces are fresh device memory that nothing has written, so that initcheck sees what is read too early
+or not written.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def run(case: Case) -> None:
             tensors[spec.name] = bp.to_device(inputs[spec.name], case.device)
     plan = case.plan
     plan.run(0, bp.allocate_workspace(plan), case.op.args(**tensors))
+    if case.kernel.sku.backend is not bp.BackendKind.BESPOKE:
+        return  # initcheck does not see what NVIDIA's libraries store by tensor maps
     for spec in case.op.specs:
-        if spec.written:
+        if spec.written and tensors[spec.name] is not None:
             tensors[spec.name].numpy()
 
 
@@ -43,6 +46,7 @@ def main() -> None:
     registry = bp.default_registry()
     mine = [case for case in cases(registry, registry.device(0)) if not case.empty][share::shares]
     for case in mine:
+        print(f"case: {case}", flush=True)  # so that an error stands behind what caused it
         run(case)
     print(f"calls: {len(mine)}")
 

@@ -122,15 +122,18 @@ def sanitize(tools: list[str] | tuple[str, ...], jobs: int) -> dict[str, Any]:
 
 def _sanitize(program: str, tool: str, shard: int, shards: int) -> dict[str, Any]:
     start = time.perf_counter()
-    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), sys.executable]
+    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "4", sys.executable]
     command += [str(HERE / "_sanitized.py"), f"{shard}/{shards}"]
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, timeout=SANITIZER_LIMIT_S
         )
     except subprocess.TimeoutExpired as late:
-        text = (late.stdout or b"").decode(errors="replace")[-2000:]
-        return {"status": "failed", "errors": 0, "calls": 0, "duration_s": SANITIZER_LIMIT_S, "output": f"{text}\nlate"}
+        text = (late.stdout or b"").decode(errors="replace")
+        return {
+            "status": "failed", "errors": 0, "calls": 0, "duration_s": SANITIZER_LIMIT_S,
+            "output": f"{_excerpt(text)}\nnot done after {SANITIZER_LIMIT_S} s",
+        }  # fmt: skip
     text = done.stdout
     # "ERROR SUMMARY: 0 errors", or "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
     found = re.findall(r"SUMMARY: (\d+) (?:errors?|hazards? displayed)", text)
@@ -142,8 +145,17 @@ def _sanitize(program: str, tool: str, shard: int, shards: int) -> dict[str, Any
         "errors": errors,
         "calls": sum(map(int, calls)),
         "duration_s": round(time.perf_counter() - start, 1),
-        "output": "" if ran and errors == 0 else text[-2000:],
+        "output": "" if ran and errors == 0 else _excerpt(text),
     }
+
+
+def _excerpt(text: str) -> str:
+    """The first thing that a tool found with the case that it found it in, and the end."""
+    lines = text.splitlines()
+    found = (i for i, line in enumerate(lines) if re.match(r"========= (?!COMPUTE-SANITIZER)\S", line))
+    first = next(found, len(lines))
+    case = next((line for line in reversed(lines[:first]) if line.startswith("case: ")), "")
+    return "\n".join([case, *lines[first : first + 12], "...", *lines[-12:]])
 
 
 def _together(outcomes: list[dict[str, Any]]) -> dict[str, Any]:

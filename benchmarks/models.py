@@ -2,10 +2,14 @@
 
     python benchmarks/models.py [--shapes llama-3-8b qwen2.5-0.5b] [--layout tiled] [--tiny]
 
-Weights are random: a few blocks are made and quantised by rounding, and stand for all. The fp16 model has the weights
-that the packed ones stand for. Decoding is one CUDA graph a step, replayed; both models take turns, each replay timed
-behind another, median of 20. `--tiny` runs a toy on the CPU, prints, and writes nothing. Writes
-benchmarks/results/<gpu>/models.json.
+Weights are random: a few blocks are made and quantised by rounding, and stand for all. Where the output layer has
+weights of its own, they are the embeddings' of other tokens, and what a block adds is scaled as in GPT-2, so that the
+next token wins by a margin, as in a trained model: of random logits, the first two are often closer than fp16 rounds.
+The fp16 model has the weights that the packed ones stand for. The packed one has its queries, keys and values fused,
+gate and up too, and its launches overlap. In both, norms, rotary embeddings and the gate's activation are
+torch.compile's, because eager's small kernels would be most of a step, and attention groups queries instead of copying
+keys. Decoding is one CUDA graph a step, replayed; both models take turns, each replay timed behind another, median of
+20. `--tiny` runs a toy on the CPU, prints, and writes nothing. Writes benchmarks/results/<gpu>/models.json.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,10 +30,11 @@ from attrs import evolve
 from machine import gpu_environment, gpu_results, write_result
 from rich.console import Console
 from rich.table import Table
+from transformers.integrations import sdpa_attention
 
 import baracuda_py as bp
 from baracuda_py import checkpoints
-from baracuda_py.interop.torch import AwqLinear
+from baracuda_py.interop.torch import AwqLinear, fuse_projections
 from baracuda_py.interop.transformers import load_awq
 from baracuda_py.quantize import quantize_checkpoint
 
@@ -51,18 +57,25 @@ SAMPLES = 20
 BATCHES = (1, 8, 32)
 CONTEXT, PREFILL = 256, 2048  # tokens
 PROMPTS, STEPS = 40, 64
+ALONE = 8  # of the prompts
 
 
-def write_model(config: Any, folder: Path) -> Path:
+def write_model(config: Any, folder: Path, device: str) -> Path:
     """An AWQ folder of the shape: MADE_BLOCKS quantised blocks, repeated."""
     torch.manual_seed(0)
     few = type(config).from_dict({**config.to_dict(), "num_hidden_layers": MADE_BLOCKS, "layer_types": None})
-    dense = transformers.AutoModelForCausalLM.from_config(few, dtype=torch.float16)
+    with torch.device(device):
+        dense = transformers.AutoModelForCausalLM.from_config(few, dtype=torch.float16)
     for name, parameter in dense.named_parameters():
         if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=1.0 if "embed" in name else parameter.shape[1] ** -0.5)
+            std = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
+            if "o_proj" in name or "down_proj" in name:
+                std *= (2 * config.num_hidden_layers) ** -0.5
+            torch.nn.init.normal_(parameter, std=std)
+    if not config.tie_word_embeddings:
+        dense.lm_head.weight.copy_(dense.model.embed_tokens.weight.roll(1, 0) * config.hidden_size**-0.5)
     dense.save_pretrained(folder / "dense")
-    quantize_checkpoint(folder / "dense", folder / "few")
+    quantize_checkpoint(folder / "dense", folder / "few", device=device if device == "cuda" else None)
     model = checkpoints.open(folder / "few")
     layers = {new: evolve(model[name], name=new) for name in model for new in _repeated(name, config)}
     plain = {new: model.plain[name] for name in model.plain_headers for new in _repeated(name, config)}
@@ -122,8 +135,7 @@ class Decoder:
             # The same place again and again, so that replays cost the same.
             logits = model(self.token, position_ids=position, past_key_values=self.cache).logits
             self.token.copy_(logits.argmax(-1))
-            for layer in self.cache.layers:
-                layer.cumulative_length.sub_(1)
+            torch._foreach_sub_([layer.cumulative_length for layer in self.cache.layers], 1)
 
         step()
         self.step: Callable[[], None] = step
@@ -157,18 +169,33 @@ def timed(calls: dict[str, Callable[[], Any]], cuda: bool, again: int) -> dict[s
     return times
 
 
-def agreement(packed: Any, dense: Any) -> dict[str, float]:
+def agreement(packed: Any, dense: Any) -> dict[str, Any]:
     """Error of the logits on prompts, and the part of prompts whose greedy tokens are the same for STEPS steps."""
     torch.manual_seed(1)
     prompts = torch.randint(3, packed.config.vocab_size, (PROMPTS, 16), device=packed.device)
-    found, exact = (model(prompts).logits[:, -1].double() for model in (packed, dense))
-    error = float(torch.linalg.norm(found - exact) / torch.linalg.norm(exact))
+    errors = {}
+    # Each number of rows has kernels of its own: all prompts at once, one at a time, and their first tokens.
+    for given in ([prompts], prompts[:ALONE, None], prompts[:ALONE, None, :1]):
+        found, exact = (
+            torch.cat([model(one).logits[:, -1] for one in given]).double() for model in (packed, dense)
+        )
+        errors[given[0].numel()] = float(torch.linalg.norm(found - exact) / torch.linalg.norm(exact))
     made = [
         model.generate(prompts, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, pad_token_id=0)
         for model in (packed, dense)
     ]
     same = float((made[0] == made[1]).all(-1).double().mean())
-    return {"logits_error": error, "prompts_with_the_same_tokens": same, "prompts": PROMPTS, "steps": STEPS}
+    # How much of that the number of rows alone does to the fp16 model: its own prompts, one at a time.
+    alone = [
+        dense.generate(prompt[None], max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, pad_token_id=0)
+        for prompt in prompts[:ALONE]
+    ]
+    same_alone = sum(torch.equal(one[0], row) for one, row in zip(alone, made[1], strict=False)) / ALONE
+    return {
+        "logits_errors_by_rows": errors, "logits_error": max(errors.values()),
+        "fp16_prompts_with_the_same_tokens_alone": same_alone,
+        "prompts_with_the_same_tokens": same, "prompts": PROMPTS, "steps": STEPS,
+    }  # fmt: skip
 
 
 def allocated(device: str) -> int:
@@ -183,26 +210,55 @@ def measure(shape: str, layout: bp.AwqWeightLayout, device: str) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         begun = allocated(device)
         # The fp16 model is made from weights in a layout that is dequantised.
-        packed = load_awq(write_model(SHAPES[shape](), Path(folder)), device)
+        stage(f"{shape}: writing an AWQ folder")
+        written = write_model(SHAPES[shape](), Path(folder), device)
+        stage(f"{shape}: loading it")
+        packed = load_awq(written, device)
+    stage(f"{shape}: unpacking")
     dense = dense_of(packed)
     before = allocated(device)
+    if device == "cuda":
+        fuse_small_parts(packed)
+    fuse_projections(packed)
     for module in packed.modules():
         if isinstance(module, AwqLinear):
-            module.repack_(layout)
+            module.repack_(layout).overlap = True
     models = {"awq": packed, "fp16": dense}
     sizes = {"awq": _nbytes(packed), "fp16": _nbytes(dense)}
     rows = []
     for batch in BATCHES:
+        stage(f"{shape}: decoding, batch {batch}")
         decoders = {name: Decoder(model, batch) for name, model in models.items()}
         times = timed({name: one.step for name, one in decoders.items()}, device == "cuda", 5)
         rows.append(_row(f"decode, batch {batch}", times))
+    stage(f"{shape}: prefill")
     prompt = torch.randint(3, dense.config.vocab_size, (1, PREFILL if device == "cuda" else 32), device=device)
     calls = {name: lambda m=model: m(prompt, use_cache=False, logits_to_keep=1) for name, model in models.items()}
     rows.append(_row(f"prefill, {prompt.shape[1]} tokens", timed(calls, device == "cuda", 1)))
+    stage(f"{shape}: tokens")
+    agreed = agreement(packed, dense)
     return {
-        "shape": shape, "layout": layout.value, **agreement(packed, dense), "weights_nbytes": sizes,
+        "shape": shape, "layout": layout.value, **agreed, "weights_nbytes": sizes,
         "weights_ratio": sizes["awq"] / sizes["fp16"], "allocated_nbytes": before - begun, "times": rows,
     }  # fmt: skip
+
+
+def stage(what: str) -> None:
+    """Say what takes its time now."""
+    print(f"{time.strftime('%X')} {what}", file=sys.stderr, flush=True)
+
+
+def fuse_small_parts(model: Any) -> None:
+    """Have torch.compile make one kernel each of what lies between the linear layers, for all models of this class."""
+    modeling = sys.modules[type(model).__module__]
+    torch._dynamo.config.recompile_limit = 64  # a batch size, a phase and a model need one each
+    sdpa_attention.use_gqa_in_sdpa = lambda *_: True
+    modeling.apply_rotary_pos_emb = torch.compile(modeling.apply_rotary_pos_emb)
+    block = model.model.layers[0]
+    norm, mlp = type(block.input_layernorm), type(block.mlp)
+    norm.forward = torch.compile(norm.forward)
+    gated = torch.compile(lambda gate, up: torch.nn.functional.silu(gate) * up)
+    mlp.forward = lambda self, x: self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
 
 
 def _nbytes(model: Any) -> int:

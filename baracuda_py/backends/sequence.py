@@ -8,7 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from baracuda_py.errors import BaracudaError, Unsupported
-from baracuda_py.vocab.code import Backend, Executable, Scratch, SequenceCode
+from baracuda_py.vocab.code import Backend, Executable, RelocatableExecutable, Scratch, SequenceCode
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import Workspace
 from baracuda_py.vocab.tensors import TensorMut, TensorRef, stream_owner
@@ -81,6 +81,34 @@ class SequenceExecutable:
         return bound_to_stream
 
 
+class _RelocatableSequence(SequenceExecutable):
+    """Of steps all of which are relocatable."""
+
+    def __init__(self, code: SequenceCode, descriptor: Any, device: Device, steps: tuple[_Step, ...]) -> None:
+        super().__init__(code, descriptor, device, steps)
+        self._runs: list[Callable[..., None]] = []
+        for step in steps:
+            assert isinstance(step.executable, RelocatableExecutable)
+            self._runs.append(step.executable.run_at)
+
+    def run_at(
+        self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
+    ) -> None:
+        """See `RelocatableExecutable`."""
+        own: list[int]
+        its: list[TensorRef | None]
+        for step, run_at in zip(self._steps, self._runs, strict=True):
+            own, its = [], []
+            for source in step.sources:
+                if isinstance(source, int):
+                    own.append(addresses[source])
+                    its.append(operands[source])
+                else:
+                    own.append(workspace + source.pointer)
+                    its.append(source)
+            run_at(stream, workspace + step.offset, own, its)
+
+
 def _part(workspace: Workspace, offset: int) -> Workspace:
     return Workspace(workspace.pointer + offset, workspace.nbytes - offset, workspace.device, workspace.owner)
 
@@ -124,7 +152,8 @@ class SequenceBackend:
             )
             for step in code.steps
         )
-        return SequenceExecutable(code, descriptor, device, steps)
+        relocatable = all(isinstance(step.executable, RelocatableExecutable) for step in steps)
+        return (_RelocatableSequence if relocatable else SequenceExecutable)(code, descriptor, device, steps)
 
 
 def _source(

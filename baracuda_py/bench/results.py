@@ -21,8 +21,11 @@ from baracuda_py.bench.contenders import DENSE, OURS, READ
 from baracuda_py.bench.peers import Peer
 from baracuda_py.bench.run import Ceilings, Measured
 from baracuda_py.errors import InvalidProblem
+from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
 from baracuda_py.tuning import write_text
+from baracuda_py.vocab.descriptors import to_fields
 from baracuda_py.vocab.enums import ElementKind
+from baracuda_py.vocab.tuning import Problem
 
 __all__ = ["CELL", "COLUMNS", "Rates", "Results", "Row", "cell_of", "fastest"]
 
@@ -165,6 +168,17 @@ class Results:
                 what = f"AWQ GEMM {element} over {dense['kernel'].replace('_', ' ')}, {oc} x {ic}, m = {m}"
                 lines.append({"what": what, "value": best["over_dense"], "unit": "x"})
         return lines
+
+    def problems(self) -> tuple[Problem, ...]:
+        """The times of our kernels, each by itself on its stream, as a tuning table of the op has them."""
+        found: dict[tuple[Cell, str], dict[str, float]] = {}
+        for row in self.rows:
+            if row["kind"] == OURS and not row["pdl"] and row["median_us"]:
+                found.setdefault((cell_of(row), row["layout"]), {})[row["kernel"]] = row["median_us"]
+        return tuple(
+            Problem(to_fields(cell.descriptor(AwqWeightLayout(layout))), times)
+            for (cell, layout), times in sorted(found.items())
+        )
 
     # -- files ------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import baracuda_py as bp
 from baracuda_py.cli.output import print_json, print_line, print_table, progress, time_text
 from baracuda_py.cli.parsing import DEVICE_HELP, make_descriptor, parse_device
 from baracuda_py.errors import Unsupported
-from baracuda_py.tuning import FOLDER, load_table, slug, write_table
+from baracuda_py.tuning import FOLDER, device_of, load_table, slug, write_table
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.tuning import Problem, TuningTable, kernel_label
 
@@ -40,6 +40,13 @@ def tune(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help=DEVICE_HELP)] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Times that each kernel is measured.")] = 20,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", exists=True, dir_okay=False,
+            help="Measure nothing: take the times of a JSON file of `baracuda-py bench`.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Measure an op's kernels on the GPU, and keep the times as a tuning table: it corrects the estimates of `select`.
@@ -53,6 +60,9 @@ def tune(
     if folder.exists() and not folder.is_dir():
         raise typer.BadParameter(f"{str(folder)!r} is no folder", param_hint="--output")
     registry = bp.default_registry()
+    if source is not None:
+        _take(registry.op(op_name), source, folder)
+        return
     op, resolved = registry.op(op_name), registry.device(parse_device(device))
     descriptors = [make_descriptor(op, _fields(text)) for text in problems] if problems else list(op.tuned())
     if not descriptors:
@@ -82,6 +92,30 @@ def tune(
     print_line(f"Wrote {path}", "bold")
     if os.environ.get(FOLDER) != str(folder):
         print_line(f"{FOLDER}={folder} makes `select` go by it.", indent=2)
+
+
+def _take(op: Op, source: Path, folder: Path) -> None:
+    """Add to the table what a result file holds."""
+    from baracuda_py.bench.cells import OP
+    from baracuda_py.bench.results import Results
+
+    if op is not OP:
+        raise Unsupported(op.name, f"`bench` measures {OP.name} only", rule="--from", got=op.name)
+    results = Results.load(source)
+    try:
+        device = device_of(results.environment)
+    except (KeyError, ValueError):
+        raise Unsupported(str(source), "it must be of a GPU", rule="--from") from None
+    path = folder / f"{slug(device.name)}.json"
+    kept = _kept(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = results.problems()
+    fields = [one.fields for one in measured]
+    others = tuple(one for one in kept.get(op.name, ()) if one.fields not in fields)
+    known = {name: results.environment.get(name) for name in ("driver", "commit", "samples")}
+    origin = {name: value for name, value in known.items() if value is not None} | {"from": str(source)}
+    write_table(TuningTable(device, {**kept, op.name: (*others, *measured)}, origin), path)
+    print_line(f"Wrote {path}", "bold")
 
 
 def _fields(text: str) -> dict[str, str | None]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FOLDER",
+    "device_of",
     "known_tables",
     "load_table",
     "read_table",
@@ -141,7 +142,7 @@ def read_table(text: str, where: str) -> TuningTable:
     """A table from its JSON; InvalidProblem, naming `where`, if it is none."""
     try:
         given = json.loads(text)
-        device = _device(given)
+        device = device_of(given)
         problems = {
             op: tuple(Problem({**one["problem"]}, {k: _time_us(us) for k, us in one["us"].items()}) for one in measured)
             for op, measured in given["ops"].items()
@@ -152,7 +153,8 @@ def read_table(text: str, where: str) -> TuningTable:
     return TuningTable(device, problems, {key: value for key, value in given.items() if key not in known}, where)
 
 
-def _device(given: Any) -> Device:
+def device_of(given: Any) -> Device:
+    """The GPU that a table's or a result file's gpu, capability and sm_count say; KeyError or ValueError if none."""
     name, sm_count = given["gpu"], int(given["sm_count"])
     capability = re.fullmatch(r"sm_(\d+)(\d)", given["capability"])
     if capability is None or not isinstance(name, str) or sm_count <= 0:

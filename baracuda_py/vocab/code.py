@@ -325,6 +325,11 @@ class OverlappingExecutable(Executable, Protocol):
     ) -> Callable[[], None]:
         """As `bind`."""
 
+    def run_at_overlapping(
+        self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
+    ) -> None:
+        """As `RelocatableExecutable.run_at`."""
+
 
 @runtime_checkable
 class Backend(Protocol):

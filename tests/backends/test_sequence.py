@@ -249,3 +249,26 @@ def replaced(index: int, **changes: Any) -> SequenceCode:
 def test_a_sequence_that_does_not_hang_together_is_not_registered(code, said):
     with pytest.raises(RegistrationError, match=said):
         new_registry().register(op_with(code))
+
+
+def test_where_a_step_needs_more_than_addresses_so_does_the_whole(world):
+    assert world.plan.relocatable(world.args, world.workspace) is None
+
+
+def test_of_relocatable_steps_each_is_given_addresses_of_its_own(world, monkeypatch):
+    runs: list[Any] = []
+
+    def run_at(self: Any, stream: int, workspace: int, addresses: Any, operands: Any) -> None:
+        runs.append((type(self), stream, workspace, list(addresses), [view.shape for view in operands]))
+
+    steps = Recording, type(world.cuda.prepare(sequence().steps[0].code, world.descriptor, GPU, ("given", "made"), ""))
+    for step in steps:
+        monkeypatch.setattr(step, "run_at", run_at, raising=False)
+    launch = world.plan.relocatable(world.args, world.workspace)
+    moved = START + 0x1000
+    launch(None, moved, (0x2000, 0xA000))
+    own, shape = moved + HALF_NBYTES + TINY_NBYTES, (ROWS, COLUMNS)
+    assert runs == [
+        (steps[1], 0, own, [0x2000, moved], [shape] * 2),
+        (steps[0], 0, own, [moved, 0x2000, 0xA000], [shape] * 3),
+    ]

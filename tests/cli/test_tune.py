@@ -207,3 +207,22 @@ def test_the_ops_own_problems_are_valid_and_cover_every_layout():
         op.check(descriptor)
     assert {descriptor.weight_layout for descriptor in problems} == set(bp.AwqWeightLayout)
     assert len(set(problems)) == len(problems) == 3 * 6 * 12
+
+
+def test_times_are_taken_from_a_result_file(run, gpu, folder, tmp_path):
+    out = tmp_path / "awq"
+    options = ("--shape", "128x256", "--m", "1,4", "--layout", "oc_major", "--samples", 2, "--no-plot")
+    assert run("bench", *options, "--output", out).code == 0
+    assert run("tune", "int4_awq_gemm", "--problem", PROBLEM, "--output", folder).code == 0
+    result = run("tune", "int4_awq_gemm", "--from", out.with_suffix(".json"), "--output", folder)
+    assert result.code == 0, result.err
+    made = tuning.load_table(folder / "fake-90.json")
+    other, *taken = made.problems["int4_awq_gemm"]
+    assert other.fields["split_k_iters"] == 1, "what the file does not hold is kept"
+    assert [problem.fields["m"] for problem in taken] == [1, 4]
+    rows = json.loads(out.with_suffix(".json").read_text())["cells"]
+    for problem in taken:
+        own = [row for row in rows if row["m"] == problem.fields["m"] and row["kind"] == "ours" and not row["pdl"]]
+        assert problem.times_us == {row["kernel"]: row["median_us"] for row in own if row["median_us"]}
+    assert made.origin["from"] == str(out.with_suffix(".json"))
+    assert run("tune", "softmax", "--from", out.with_suffix(".json"), "--output", folder).code != 0

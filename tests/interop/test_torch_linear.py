@@ -126,9 +126,11 @@ def test_a_block_compiles_without_a_graph_break(layout, dynamic, device):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_it_is_captured_in_a_cuda_graph(layout):
+def test_it_is_captured_in_a_cuda_graph(layout, overlap):
     module, _ = filled(layout, device="cuda")
+    module.overlap = overlap
     x = torch.randn(40, IC, device="cuda").half()
     expected = module(x)
     stream = torch.cuda.Stream()
@@ -136,12 +138,18 @@ def test_it_is_captured_in_a_cuda_graph(layout):
         module(x)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
+    held = torch.full_like(x, float("nan"))
     with torch.cuda.graph(graph, stream=stream):
-        y = module(x)
-    y.fill_(float("nan"))
+        held.copy_(x)  # no launch, but a copy is ahead of the first call
+        first = module(held)
+        held.add_(0)  # a launch that knows nothing of the next one
+        second, third = module(held), module(held)
+    for y in (first, second, third):
+        y.fill_(float("nan"))
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(y, expected)
+    for y in (first, second, third):
+        assert torch.equal(y, expected)
 
 
 def test_copies_and_files_of_it_are_the_same_layer(device):

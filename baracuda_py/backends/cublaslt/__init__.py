@@ -63,18 +63,27 @@ class CublasLtExecutable:
                     self._configured[geometry] = found
         return found
 
-    def _resolve(self, operands: Sequence[TensorRef | None]) -> tuple[Geometry, tuple[int, int, int, int]]:
+    def _resolve(
+        self, addresses: Sequence[int], operands: Sequence[TensorRef | None]
+    ) -> tuple[Geometry, tuple[int, int, int, int]]:
         """The geometry of a call, and the addresses of its operands."""
-        a, b, output, bias = (operands[index] for index in self._indices)
+        first, second, third, fourth = self._indices
+        a, b, output = operands[first], operands[second], operands[third]
         assert a is not None
         assert b is not None
         assert output is not None
-        pointers = (a.pointer, b.pointer, output.pointer, bias.pointer if bias is not None else 0)
-        return Geometry.of(a, b, output, pointers[3]), pointers
+        pointers = addresses[first], addresses[second], addresses[third], addresses[fourth]
+        return Geometry.of(a, b, output, pointers), pointers
 
     def run(self, stream: int, workspace: int, operands: Sequence[TensorRef | None]) -> None:
         """Enqueue on `stream`. Strides or alignments that are new to the plan cost a look-up in the library, once."""
-        geometry, pointers = self._resolve(operands)
+        self.run_at(stream, workspace, _addresses(operands), operands)
+
+    def run_at(
+        self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
+    ) -> None:
+        """See `RelocatableExecutable`."""
+        geometry, pointers = self._resolve(addresses, operands)
         pushed = self._context.enter()
         try:
             self._matmul(geometry).enqueue(*pointers, workspace, stream)
@@ -86,7 +95,7 @@ class CublasLtExecutable:
         self, stream: int | None, workspace: Workspace, operands: Sequence[TensorRef | None]
     ) -> Callable[[], None]:
         """A callable that only enqueues."""
-        geometry, pointers = self._resolve(operands)
+        geometry, pointers = self._resolve(_addresses(operands), operands)
         with self._context.current():
             enqueue = self._matmul(geometry).enqueue
         context, held = self._context, (workspace, tuple(operands))
@@ -102,6 +111,10 @@ class CublasLtExecutable:
                     context.leave()
 
         return bound
+
+
+def _addresses(operands: Sequence[TensorRef | None]) -> list[int]:
+    return [0 if operand is None else operand.pointer for operand in operands]
 
 
 @cache

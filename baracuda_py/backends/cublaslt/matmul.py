@@ -130,9 +130,12 @@ class Geometry(NamedTuple):
     alignments: tuple[int, int, int, int]  # of a, b, output, bias
 
     @classmethod
-    def of(cls, a: TensorRef, b: TensorRef, output: TensorRef, bias: int) -> Geometry:
-        """That of one call's operands; `bias` is an address."""
-        alignments = _alignment(a.pointer), _alignment(b.pointer), _alignment(output.pointer), _alignment(bias)
+    def of(
+        cls, a: TensorRef, b: TensorRef, output: TensorRef, addresses: tuple[int, int, int, int]
+    ) -> Geometry:
+        """That of one call: operands that may lie elsewhere than their views say, and all addresses."""
+        first, second, third, fourth = addresses
+        alignments = _alignment(first), _alignment(second), _alignment(third), _alignment(fourth)
         return cls(Pitch.of(a), Pitch.of(b), Pitch.of(output), alignments)
 
     @classmethod

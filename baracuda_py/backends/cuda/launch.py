@@ -28,7 +28,7 @@ from baracuda_py.vocab.tensors import TensorRef, stream_owner
 __all__ = ["CudaExecutable"]
 
 _MASK = (1 << 64) - 1
-_CONFIGURATIONS = 64  # of launches, that a bound call keeps
+_CONFIGURATIONS = 64  # of one launch, by stream and thread
 
 
 @frozen(eq=False)
@@ -151,6 +151,7 @@ class CudaExecutable:
         self._steps = [_Step(driver, f, launch, names) for f, launch in zip(functions, launches, strict=True)]
         assert context.device.ordinal is not None
         self._ordinal: int = context.device.ordinal
+        self._overlapping: tuple[_Step, _OverlappingLaunch] | None = None
 
     def stream_handle(self, stream: Any, owner: Any) -> int:
         """See `Executable`."""
@@ -164,13 +165,38 @@ class CudaExecutable:
         self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
     ) -> None:
         """See `RelocatableExecutable`."""
+        self._run_steps(self._steps, stream, workspace, addresses, operands)
+
+    def run_at_overlapping(
+        self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
+    ) -> None:
+        """See `OverlappingExecutable`."""
+        if self._overlapping is None:
+            step = self._overlapping_step()
+            self._overlapping = step, _OverlappingLaunch(self._driver, step)
+        step, launch = self._overlapping
         context = self._context
         pushed = context.enter()
         try:
-            for step in self._steps:
-                frame = _frames.by_layout.get(step.layout)
-                if frame is None:
-                    frame = _frames.by_layout[step.layout] = _Frame(step.layout)
+            frame = _frame_of(step)
+            step.pack(frame.buffer, addresses, operands, workspace)
+            if status := launch(stream, frame.address):
+                raise self._driver.error(status, "cuLaunchKernelEx")
+        finally:
+            if pushed:
+                context.leave()
+        if len(self._steps) > 1:
+            self._run_steps(self._steps[1:], stream, workspace, addresses, operands)
+
+    def _run_steps(
+        self, steps: Sequence[_Step], stream: int, workspace: int, addresses: Sequence[int],
+        operands: Sequence[TensorRef | None],
+    ) -> None:  # fmt: skip
+        context = self._context
+        pushed = context.enter()
+        try:
+            for step in steps:
+                frame = _frame_of(step)
                 step.pack(frame.buffer, addresses, operands, workspace)
                 status = self._launch_kernel(step.function, *step.geometry, stream, frame.address, 0)[0]
                 if status:
@@ -191,10 +217,16 @@ class CudaExecutable:
     ) -> Callable[[], None]:
         """See `OverlappingExecutable`."""
         held = workspace, tuple(operands)
-        plain, *rest = self._steps
-        first = _Step(self._driver, plain.function, self.launches[0], self._names, overlapping=True)
-        launch = _OverlappingLaunch(self._driver, *self._bound_step(first, *held))
-        return _bound(self, stream, [self._bound_step(step, *held) for step in rest], held, launch)
+        step = self._overlapping_step()
+        _, frame = self._bound_step(step, *held)
+        launch = _OverlappingLaunch(self._driver, step)
+        rest = [self._bound_step(step, *held) for step in self._steps[1:]]
+        return _bound(self, stream, rest, held, lambda handle: launch(handle, frame.address))
+
+    def _overlapping_step(self) -> _Step:
+        """The first step, as it is launched where it may overlap what is ahead of it."""
+        function = self._steps[0].function
+        return _Step(self._driver, function, self.launches[0], self._names, overlapping=True)
 
     def _bound_step(
         self, step: _Step, workspace: Workspace, operands: Sequence[TensorRef | None]
@@ -206,22 +238,24 @@ class CudaExecutable:
 
 
 class _OverlappingLaunch:
-    """A launch that may begin before what is ahead of it has ended; called with the stream, gives the CUresult."""
+    """A launch that may begin before what is ahead of it has ended.
 
-    def __init__(self, driver: Driver, head: tuple[Any, ...], frame: _Frame) -> None:
+    Called with the stream and the address of the pointers to its parameters, it gives the CUresult.
+    """
+
+    def __init__(self, driver: Driver, step: _Step) -> None:
         self._api = driver.api
-        self._function, *self._geometry = head
-        self._frame = frame
+        self._function, self._geometry = step.function, step.geometry
         self._configurations: dict[tuple[int, int], Any] = {}  # by stream and thread
 
-    def __call__(self, stream: int) -> Any:
+    def __call__(self, stream: int, address: int) -> Any:
         key = stream, threading.get_ident()
         configuration = self._configurations.get(key)
         if configuration is None:
             if len(self._configurations) >= _CONFIGURATIONS:
                 self._configurations.clear()
             configuration = self._configurations[key] = self._made_for(stream)
-        return self._api.cuLaunchKernelEx(configuration, self._function, self._frame.address, 0)[0]
+        return self._api.cuLaunchKernelEx(configuration, self._function, address, 0)[0]
 
     def _made_for(self, stream: int) -> Any:
         api, made = self._api, self._api.CUlaunchConfig()
@@ -234,13 +268,21 @@ class _OverlappingLaunch:
         return made
 
 
+def _frame_of(step: _Step) -> _Frame:
+    """This thread's frame for the step."""
+    frame = _frames.by_layout.get(step.layout)
+    if frame is None:
+        frame = _frames.by_layout[step.layout] = _Frame(step.layout)
+    return frame
+
+
 def _addresses(operands: Sequence[TensorRef | None]) -> list[int]:
     return [0 if operand is None else operand.pointer for operand in operands]
 
 
 def _bound(
     executable: CudaExecutable, stream: int | None, calls: Sequence[tuple[tuple[Any, ...], _Frame]], held: Any,
-    first: _OverlappingLaunch | None = None,
+    first: Callable[[int], Any] | None = None,
 ) -> Callable[[], None]:  # fmt: skip
     launch_kernel, context, driver = executable._launch_kernel, executable._context, executable._driver
     ordinal = executable._ordinal

@@ -26,10 +26,13 @@ if not hasattr(getattr(_torch, "library", None), "register_fake"):
     )  # fmt: skip
 
 from baracuda_py.interop.torch.calls import as_tensor
+from baracuda_py.interop.torch.fused import AwqPart, fuse, fuse_projections
 from baracuda_py.interop.torch.linear import AwqLinear
 from baracuda_py.interop.torch.operators import TorchOperator, define
 
-__all__ = ["AwqLinear", "TorchOperator", "as_tensor", "define", "operators"]
+__all__ = [
+    "AwqLinear", "AwqPart", "TorchOperator", "as_tensor", "define", "fuse", "fuse_projections", "operators",
+]  # fmt: skip
 
 operators = define()
 """The operators that importing this defined, by op name."""

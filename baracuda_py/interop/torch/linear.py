@@ -71,6 +71,7 @@ class AwqLinear(torch.nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.group_size, self.layout = group_size, layout
+        self._overlap = False
         self._scales_element = _scales_element(dtype)
         self._checked: tuple[Any, ...] | None = None  # weak references to weights that a run has checked, and launches
         for name in ("qweight", "qzeros", "scales", "bias"):
@@ -89,6 +90,18 @@ class AwqLinear(torch.nn.Module):
             self.scales = empty((groups, out_features), dtype)
         if bias:
             self.bias = empty((out_features,), dtype)
+
+    @property
+    def overlap(self) -> bool:
+        """Whether a kernel that can begins to read weights while the launch ahead of a call on its stream ends.
+
+        Set it where no such launch writes the weights; see `Plan.bind`. False at first.
+        """
+        return self._overlap
+
+    @overlap.setter
+    def overlap(self, value: bool) -> None:
+        self._overlap, self._checked = value, None
 
     @property
     def scales_element(self) -> ElementKind:
@@ -200,9 +213,9 @@ class AwqLinear(torch.nn.Module):
         made = output if x.dim() == 2 else output.view(*x.shape[:-1], self.out_features)
         key = x.shape, x.dtype, x.device, type(x)
         if self._checked is None or key not in self._checked[-1] or self._changed(self._checked):
-            launch = plan.relocatable(args, workspace)
+            launch = plan.relocatable(args, workspace, overlap=self.overlap)
             if launch is not None:
-                launches = kept.launches.setdefault((self._sort(), self.qweight.device), {})
+                launches = kept.launches.setdefault((self._sort(), self.overlap, self.qweight.device), {})
                 kept.keep(launches, key, (launch, made.shape, plan.workspace_size))
                 self._checked = (*(kept.weak(self._buffers[part]) for part in _PARTS), launches)
         return made

@@ -18,7 +18,7 @@ from typing import Any
 from baracuda_py.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from baracuda_py.checkpoints.headers import TensorHeader
 from baracuda_py.errors import CheckpointError, Unsupported
-from baracuda_py.interop.torch import AwqLinear, as_tensor
+from baracuda_py.interop.torch import AwqLinear, as_tensor, fuse_projections
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
 
 try:
@@ -43,6 +43,7 @@ def load_awq(
     dtype: Any = None,
     layout: AwqWeightLayout = AwqWeightLayout.HF_GEMM,
     model_class: Any = None,
+    fuse: bool = False,
 ) -> Any:
     """The model of a folder, ready to run: in evaluation mode, without gradients.
 
@@ -55,6 +56,8 @@ def load_awq(
             which the configuration says, else float16.
         layout: of the packed weights; TILED is made on the device, a layer at a time.
         model_class: of transformers; None: `AutoModelForCausalLM`.
+        fuse: whether queries, keys and values, and gate and up, become one layer each where they can; see
+            `baracuda_py.interop.torch.fuse_projections`.
 
     Raises:
         CheckpointError: the folder is damaged; it has a tensor for which the model has no place, of another shape than
@@ -91,6 +94,8 @@ def load_awq(
             Path(path), "every parameter of the model must be in the checkpoint", tensor=missing[0], rule="missing",
             got=f"none of {len(missing)}",
         )  # fmt: skip
+    if fuse:
+        fuse_projections(model)
     return model.requires_grad_(False).eval()
 
 

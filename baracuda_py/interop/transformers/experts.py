@@ -150,7 +150,7 @@ def _differences(experts: Any) -> Iterator[str]:
         ("has_gate", True), ("has_bias", False), ("is_transposed", False), ("is_concatenated", True),
         ("has_post_expert_norm", False),
     ):  # fmt: skip
-        found = getattr(experts, attribute, False)  # 5.17 does not say has_post_expert_norm: none of its experts has one
+        found = getattr(experts, attribute, False)  # 5.17 says nothing of has_post_expert_norm: none has one
         if found is not wanted:
             yield f"{name} with {attribute} = {found}"
     if getattr(type(experts), "_apply_gate", None) is not getattr(moe, "_default_apply_gate", None):

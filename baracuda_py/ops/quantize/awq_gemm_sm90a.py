@@ -39,9 +39,15 @@ _CHANNELS = (128, 64, 32)  # output channels of a tile
 BOX_CHANNELS = 64  # kBoxChannels of awq_gemm_tiled_bulk.cuh
 SHARED_BYTES = 227 * 1024  # that a thread block of this architecture may have
 BARRIER_BYTES = 8
-# Bytes of weights that an SM keeps in flight: half as many reach less of the bandwidth, and more delay x, which queues
-# behind them (H200, our prototype).
+# Bytes of weights that an SM keeps in flight: half as many reach less of the bandwidth (H200, our prototype); more
+# delay x, which queues behind them, by up to 20 % (H100). A ring that holds all of a warp's weights may be somewhat
+# larger.
 _IN_FLIGHT = 68 * 1024
+_ALL_IN_FLIGHT = 84 * 1024
+# How many more channels the SM with the most may have for a larger tile: memory feeds the others meanwhile, and a
+# larger tile reads x less often. 28672 x 8192 on an H100: 224 channels by 32 take 1.17 of the time of a read, 256 by
+# 128 1.12.
+_UNEVEN = 1.2
 _MAX_STAGES = 8
 _EARLY_STAGES = 1  # units of a ring that are asked for before x; all, where x has to be waited for
 _GRID_Y = (1 << 16) - 1
@@ -111,15 +117,13 @@ def _entry_tokens(tokens: int) -> int:
 
 
 def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
-    """The tile with which the SM that has the most channels has the fewest; of several, the largest, for fewer sums.
+    """The largest tile with which the SM that has the most channels has about as few as with any.
 
     It does not depend on m, so that m changes no bits.
     """
-
-    def most(tile: _Tile) -> int:
-        return tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels
-
-    return min((_Tile.of(channels) for channels in _CHANNELS), key=most)
+    tiles = [_Tile.of(channels) for channels in _CHANNELS]
+    most = [tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels for tile in tiles]
+    return next(tile for tile, channels in zip(tiles, most, strict=True) if channels <= _UNEVEN * min(most))
 
 
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
@@ -128,7 +132,8 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     tiles = tile.tiles_of_block(desc.oc, device.sm_count)
     chunks = _ceil_div(tiling.columns, tile.depth_warps)
     # A slot more shortens the wait for x, a stage more the wait for weights; either must have two, or all there are.
-    stages = min(_MAX_STAGES, max(2, _IN_FLIGHT // (tile.warps * tile.unit_nbytes(tiling))), max(1, chunks * tiles))
+    stage, units = tile.warps * tile.unit_nbytes(tiling), max(1, chunks * tiles)
+    stages = min(_MAX_STAGES, units if units * stage <= _ALL_IN_FLIGHT else min(units, max(2, _IN_FLIGHT // stage)))
     while stages > 1 and tile.shared_nbytes(tiling, tokens, stages, min(2, chunks)) > SHARED_BYTES:
         stages -= 1
     free = SHARED_BYTES - tile.shared_nbytes(tiling, tokens, stages, 0)
@@ -154,7 +159,8 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
         tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels * max(device.sm_count, 1)
     )  # fmt: skip
     again = 0.9 * (_ceil_div(desc.m, 16) - 1)  # reads of the weights from L2, and the arithmetic, which starts to count
-    return 2.0 + streaming_us(desc, device, 0.9 * min(1.0, busy + 0.1)) * (1 + again)
+    tokens = 1.0 if desc.m <= 8 else 1.12  # x takes a share of what an SM can be sent
+    return 3.2 + streaming_us(desc, device, 0.9 * min(1.0, busy + 0.1)) * (1 + again) * tokens
 
 
 _LIMITS = (

@@ -111,14 +111,16 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     )
 
 
+# Shares of bandwidth of up to 8 rows and of more, which take more instructions, and what narrow rows leave of them, for
+# they take more copies: measured on an H100.
+_SHARES = {"oc_major": (0.63, 0.48, 0.87), "hf_gemm": (0.65, 0.47, 0.67), "tiled": (0.71, 0.57, 0.87)}
+
+
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
-    """Shares of bandwidth as measured on an H100: 16 tokens take more instructions than 8, narrow rows more copies."""
-    layout, few = desc.weight_layout.value, desc.m <= min(_TOKENS)
-    share = (0.78 if few else 0.62) if layout == "tiled" else (0.67 if few else 0.52)
-    if _tile(desc, device).channels == 32:
-        share *= 0.75 if layout == "hf_gemm" else 1.0 if few else 0.8
+    few, many, narrow = _SHARES[desc.weight_layout.value]
+    share = (few if desc.m <= min(_TOKENS) else many) * (narrow if _tile(desc, device).channels == 32 else 1)
     again = 0.8 * (_ceil_div(desc.m, max(_TOKENS)) - 1)  # reads of the weights from L2, and the arithmetic
-    return 4.5 + streaming_us(desc, device, share) * (1 + again)
+    return 3.0 + streaming_us(desc, device, share) * (1 + again)
 
 
 _LIMITS = (

@@ -42,7 +42,7 @@ def test_a_map_has_the_tensor_as_the_kernel_sees_it(stub: Any, pitch: int) -> No
     plan, args = made(pitch=pitch)
     plan.run(None, bp.Workspace.NONE, args)
     (launch,) = stub.calls("cuLaunchKernel")
-    depth = 16  # blocks of 128 input channels in a chunk
+    depth = 11  # blocks of 128 input channels in a chunk
     expected = [args.activation.pointer, 64, M, IC // 64, 2 * pitch, 128, 64, M, 2 * depth]
     assert words(launch) == expected + [0] * 7
     (encoded,) = stub.calls("cuTensorMapEncodeTiled")
@@ -156,6 +156,45 @@ def test_the_second_launch_of_a_plan_is_never_let_overlap(stub: Any) -> None:
     call = plan.bind(args, bp.allocate_workspace(plan), overlap=True)
     with stub.recording() as calls:
         call()
+    assert [one["call"] for one in calls].count("cuLaunchKernelEx") == 1
+    entries = [one["entry"] for one in calls if one["call"] == "cuLaunchKernel"]
+    assert entries == ["awq_gemm_tiled_wide_sm90a_f16_t64_g1", "awq_gemm_reduce_sm80_f16"]
+
+
+@pytest.mark.stub(capability="9.0")
+def test_elsewhere_an_overlapping_call_is_launched_as_a_bound_one(stub: Any) -> None:
+    plan, args = made()
+    _, other = made()
+    launch = plan.relocatable(args, overlap=True)
+    assert launch is not None
+    addresses = [0 if view is None else view.pointer for view in (getattr(other, one.name) for one in plan.op.specs)]
+    with stub.recording() as calls:
+        plan.bind(other, overlap=True)()
+        launch(None, 0, addresses)
+        launch(None, 0, addresses)
+    assert [one["call"] for one in calls].count("cuLaunchKernelEx") == 3
+    bound, *moved = (one["parameters"] for one in calls if one["call"] == "cuLaunchKernel")
+    assert moved == [bound] * 2
+    stub.fail("cuLaunchKernelEx", 719)
+    with pytest.raises(DriverError, match="cuLaunchKernelEx"):
+        launch(None, 0, addresses)
+
+
+@pytest.mark.stub(capability="9.0")
+def test_elsewhere_too_the_second_launch_does_not_overlap(stub: Any) -> None:
+    plan, args = made(variant="wide_tiled", m=40)
+    plan = bp.default_registry().plan(plan.sku, evolve(plan.descriptor, ic=2048), 0)
+    device = bp.default_registry().device(0)
+    args = bp.Int4AwqGemmArgs(
+        bp.empty((40, 2048), bp.ElementKind.F16, device),
+        bp.empty(plan.descriptor.weight_shape, bp.ElementKind.I32, device), None, None, args.output,
+    )  # fmt: skip
+    workspace = bp.allocate_workspace(plan)
+    launch = plan.relocatable(args, workspace, overlap=True)
+    assert launch is not None
+    addresses = [0 if view is None else view.pointer for view in (getattr(args, one.name) for one in plan.op.specs)]
+    with stub.recording() as calls:
+        launch(None, workspace.pointer, addresses)
     assert [one["call"] for one in calls].count("cuLaunchKernelEx") == 1
     entries = [one["entry"] for one in calls if one["call"] == "cuLaunchKernel"]
     assert entries == ["awq_gemm_tiled_wide_sm90a_f16_t64_g1", "awq_gemm_reduce_sm80_f16"]

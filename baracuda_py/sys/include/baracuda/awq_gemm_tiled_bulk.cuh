@@ -108,38 +108,23 @@ __device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Elemen
   const unsigned s_full = s_base + layout.full_barriers();
   const unsigned s_empty = s_base + layout.empty_barriers();
 
-  if (warp == Shape::kWarps) {  // copies x
-    int copied = 0;
-    int chunk = 0;
-    RingPlace slot;
-    const auto copy_chunk = [&] {
-      if (copied >= layout.slots) {
-        mbarrier_wait(s_empty + slot.place * kBarrierBytes, slot.parity ^ 1);
-      }
-      const unsigned s_barrier = s_full + slot.place * kBarrierBytes;
-      mbarrier_arrive_expecting(s_barrier, layout.chunk_bytes());  // what lies beyond x counts too
-      box_copy(s_base + slot.place * layout.slot_bytes(), x_map, 0, first_token,
-               chunk * (Shape::kDepthWarps * kBlockBoxes), s_barrier);
-      chunk = chunk + 1 == chunks ? 0 : chunk + 1;
-      slot.advance(layout.slots);
-      ++copied;
-    };
-    if (lane == 0) {
-      for (int place = 0; place < layout.slots; ++place) {
-        mbarrier_init(s_full + place * kBarrierBytes, 1);
-        mbarrier_init(s_empty + place * kBarrierBytes, Shape::kWarps);
-      }
-      mbarrier_fence_init();
-      grid_dependency_wait();  // x may be what the launch before writes
-      copy_chunk();
+  const bool copies_x = warp == Shape::kWarps;
+
+  int copied = 0;
+  int chunk = 0;
+  RingPlace next_slot;
+  const auto copy_chunk = [&] {
+    if (copied >= layout.slots) {
+      mbarrier_wait(s_empty + next_slot.place * kBarrierBytes, next_slot.parity ^ 1);
     }
-    __syncthreads();  // the barriers can be used
-    if (lane == 0) {
-      const int wanted = resident ? chunks : chunks * (end_tile - first_tile);
-      while (copied < wanted) copy_chunk();
-    }
-    return;
-  }
+    const unsigned s_barrier = s_full + next_slot.place * kBarrierBytes;
+    mbarrier_arrive_expecting(s_barrier, layout.chunk_bytes());  // what lies beyond x counts too
+    box_copy(s_base + next_slot.place * layout.slot_bytes(), x_map, 0, first_token,
+             chunk * (Shape::kDepthWarps * kBlockBoxes), s_barrier);
+    chunk = chunk + 1 == chunks ? 0 : chunk + 1;
+    next_slot.advance(layout.slots);
+    ++copied;
+  };
 
   const int depth_warp = warp / Shape::kRowWarps;
   const unsigned char* s_ring = s_memory + layout.rings() + warp * layout.ring_bytes();
@@ -158,7 +143,6 @@ __device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Elemen
     if (half >= all_halves) next_tile = end_tile;
     g_next = first_unit<Shape>(operands.weights, columns, half, depth_warp);
   };
-  start_tile();
   const auto copy_unit = [&](int stage) {
     const unsigned s_barrier = s_units + stage * kBarrierBytes;
     mbarrier_arrive_expecting(s_barrier, Shape::kUnitBytes);
@@ -175,14 +159,36 @@ __device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Elemen
       start_tile();
     }
   };
-  if (lane == 0) {
-    for (int stage = 0; stage < layout.stages; ++stage) mbarrier_init(s_units + stage * kBarrierBytes, 1);
-    mbarrier_fence_init();
-    // Copies queue: x comes sooner when few units lie before it. Where x has to be waited for, units may go first.
-    for (int stage = 0; stage < early_stages && next_tile < end_tile; ++stage) copy_unit(stage);
+
+  if (copies_x) {
+    if (lane == 0) {
+      for (int place = 0; place < layout.slots; ++place) {
+        mbarrier_init(s_full + place * kBarrierBytes, 1);
+        mbarrier_init(s_empty + place * kBarrierBytes, Shape::kWarps);
+      }
+      mbarrier_fence_init();
+      grid_dependency_wait();  // x may be what the launch before writes
+      copy_chunk();
+    }
+  } else {
+    start_tile();
+    if (lane == 0) {
+      for (int stage = 0; stage < layout.stages; ++stage) mbarrier_init(s_units + stage * kBarrierBytes, 1);
+      mbarrier_fence_init();
+      // Copies queue: x comes sooner when few units lie before it. Where x has to be waited for, units may go first.
+      for (int stage = 0; stage < early_stages && next_tile < end_tile; ++stage) copy_unit(stage);
+    }
+    grid_dependency_release();
   }
-  grid_dependency_release();
+  __syncwarp();
   __syncthreads();  // the barriers can be used
+  if (copies_x) {
+    if (lane == 0) {
+      const int wanted = resident ? chunks : chunks * (end_tile - first_tile);
+      while (copied < wanted) copy_chunk();
+    }
+    return;
+  }
   if (lane == 0) {
     for (int stage = early_stages; stage < layout.stages && next_tile < end_tile; ++stage) copy_unit(stage);
   }

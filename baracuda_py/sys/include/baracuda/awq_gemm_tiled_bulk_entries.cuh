@@ -12,9 +12,10 @@
 
 namespace baracuda {
 
-// Warps of a tile of 32, 64 or 128 channels: down the channels, and along k.
+// Warps of a tile of 32, 64 or 128 channels: down the channels, and along k. With the one that copies x, twelve at most:
+// registers are given out to four warps at a time, and thirteen would leave each 128.
 BARACUDA_CONSTANT(kC32RowWarps, 1);
-BARACUDA_CONSTANT(kC32DepthWarps, 16);
+BARACUDA_CONSTANT(kC32DepthWarps, 11);
 BARACUDA_CONSTANT(kC64RowWarps, 1);
 BARACUDA_CONSTANT(kC64DepthWarps, 8);
 BARACUDA_CONSTANT(kC128RowWarps, 2);

@@ -109,7 +109,8 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
   const long long first_tile = range.first_channel / kTileChannels;
   const int tiles = first_tile + 1 < all_tiles ? Shape::kTiles : 1;  // the last CTA may have one
 
-  if (warp == Shape::kWarps) {  // copies
+  const bool copies = warp == Shape::kWarps;
+  if (copies) {
     if (lane == 0) {
       for (int stage = 0; stage < stages; ++stage) {
         mbarrier_init(s_full + stage * kBarrierBytes, 1);
@@ -118,7 +119,10 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
       mbarrier_fence_init();
     }
     grid_dependency_release();
-    __syncthreads();  // the barriers can be used
+  }
+  __syncwarp();
+  __syncthreads();  // the barriers can be used
+  if (copies) {
     if (lane != 0) return;
     const long long columns = (operands.ic + kBlockDepth - 1) / kBlockDepth;
     grid_dependency_wait();  // x may be what the launch before writes
@@ -142,7 +146,6 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
     return;
   }
 
-  __syncthreads();  // the barriers can be used
   const int tile = warp / Shape::kTileWarps;
   const int strip = warp % Shape::kTileWarps;  // of 16 channels
   float sums[Shape::kSums] = {};

@@ -5,7 +5,6 @@
 // grid (blocks, 1, 1), kReadThreads threads; any number of blocks reads everything. A block takes kReadPieces pieces of
 // 16 bytes a thread at a time, all in flight at once: 96 KiB an SM, where 4.5 TB/s for 1 us are 34 KB an SM of 132.
 //
-// baracuda: assembled-only sm_90
 #include "baracuda/cache_policy.cuh"
 #include "baracuda/constant.cuh"
 #include "baracuda/global_memory.cuh"

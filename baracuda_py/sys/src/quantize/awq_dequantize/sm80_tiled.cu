@@ -9,7 +9,6 @@
 //
 // A warp stores two whole rows of 128 channels, or four of 64, at a time.
 //
-// baracuda: assembled-only sm_90
 #include "baracuda/awq_tiles.cuh"
 #include "baracuda/constant.cuh"
 #include "baracuda/element.cuh"

@@ -2,13 +2,12 @@
 //
 // Beside TILED there is a plain layout, whose weights, zero points and scales lie apart:
 //   oc_major: row n, column k, natural order.      hf_gemm: row k, column n, AutoAWQ's interleave (int4.cuh).
-// Nothing passes through shared memory: a lane reads the words that hold what it writes. In oc_major it takes 64
-// channels of two rows, in hf_gemm 16 rows of two words.
+// A block's nibbles go through shared memory, so that the warp reads and writes memory in rows of a block. From there a
+// lane takes the words that hold what it makes: in oc_major 64 channels of two rows, in hf_gemm 16 rows of two words.
 //
 // baracuda: assembled-only sm_90
 #include "baracuda/awq_tiles.cuh"
 #include "baracuda/constant.cuh"
-#include "baracuda/global_memory.cuh"
 #include "baracuda/int4.cuh"
 
 namespace baracuda {
@@ -16,6 +15,9 @@ namespace baracuda {
 BARACUDA_CONSTANT(kWarps, 8);  // of a thread block
 
 constexpr unsigned kEven = 0x0f0f0f0fu;
+
+constexpr int kBlockWords = kBlockWeightBytes / 4;
+constexpr int kStagedWords = kBlockWords + kBlockWords / 16;  // the plain layouts' rows are padded
 
 struct PlainWeights {
   unsigned* words;         // (oc, ic / 8) oc_major, (ic, oc / 8) hf_gemm
@@ -36,16 +38,31 @@ struct Place {
   long long depth;    // first input channel
 };
 
-// What a layout has to say: the place of an element in its word, and in which order the blocks are walked, so that the
-// warps of a thread block read neighbouring memory.
+// What a layout has to say: the place of an element in its word; the rows and words of a block, and where shared memory
+// has them, so that lanes read distinct banks; and in which order the blocks are walked, so that the warps of a thread
+// block read neighbouring memory.
 struct OcMajor {
+  static constexpr int kRowWords = kBlockDepth / kNibblesPerWord;
   static __device__ __forceinline__ constexpr int position(int element) { return element; }
+  static __device__ __forceinline__ constexpr int staged(int row, int word) { return row * (kRowWords + 1) + word; }
+  static __device__ __forceinline__ long long row(const Place& place) { return place.channel; }
+  static __device__ __forceinline__ long long word(const Place& place) { return place.depth / kNibblesPerWord; }
+  static __device__ __forceinline__ long long rows(const PlainWeights& plain) { return plain.oc; }
+  static __device__ __forceinline__ long long words(const PlainWeights& plain) { return plain.ic / kNibblesPerWord; }
   static __device__ __forceinline__ Place place(long long block, long long tiles, long long columns) {
     return {block / columns * kBlockChannels, block % columns * kBlockDepth};
   }
 };
 struct HfGemm {
+  static constexpr int kRowWords = kBlockChannels / kNibblesPerWord;
   static __device__ __forceinline__ constexpr int position(int element) { return hf_gemm_position(element); }
+  static __device__ __forceinline__ constexpr int staged(int row, int word) {
+    return row * kRowWords + row / 16 * kRowWords + word;
+  }
+  static __device__ __forceinline__ long long row(const Place& place) { return place.depth; }
+  static __device__ __forceinline__ long long word(const Place& place) { return place.channel / kNibblesPerWord; }
+  static __device__ __forceinline__ long long rows(const PlainWeights& plain) { return plain.ic; }
+  static __device__ __forceinline__ long long words(const PlainWeights& plain) { return plain.oc / kNibblesPerWord; }
   static __device__ __forceinline__ Place place(long long block, long long tiles, long long columns) {
     const long long halves = tiles * kBlockHalves;
     return {block % halves * kBlockChannels, block / halves * kBlockDepth};
@@ -62,34 +79,51 @@ __device__ __forceinline__ unsigned zero_point(const PlainWeights& plain, long l
 
 // -- nibbles -----------------------------------------------------------------------------------------------------
 
+// The words of a block that lie in the weight, one lane each: `each(staged, address)`.
+template <typename Layout, typename Each>
+__device__ __forceinline__ void for_plain_words(const PlainWeights& plain, const Place& place, int lane, Each each) {
+#pragma unroll
+  for (int index = lane; index < kBlockWords; index += 32) {
+    const int row = index / Layout::kRowWords, word = index % Layout::kRowWords;
+    const long long g_row = Layout::row(place) + row, g_word = Layout::word(place) + word;
+    if (g_row < Layout::rows(plain) && g_word < Layout::words(plain)) {
+      each(Layout::staged(row, word), plain.words + g_row * plain.words_stride + g_word);
+    }
+  }
+}
+
+// Where shared memory has the 16 bytes of TILED [m][c][4 r + t]: lanes of other r write to distinct banks.
+__device__ __forceinline__ uint4* staged_fragment(unsigned* s_words, int index) {
+  return reinterpret_cast<uint4*>(s_words) + (index ^ index / 8 % 8);
+}
+__device__ __forceinline__ int fragment_index(int m, int c, int r, int t) { return (m * 2 + c) * 32 + 4 * r + t; }
+
 // A lane's place in a block: oc_major.
 struct OcMajorLane {
   int m, c, r;
   __device__ __forceinline__ explicit OcMajorLane(int lane) : m(lane / 16), c(lane / 8 % 2), r(lane % 8) {}
 };
 
-__device__ __forceinline__ uint4* fragments_of(unsigned char* g_block, int m, int c, int r) {
-  return reinterpret_cast<uint4*>(g_block + ((m * 2 + c) * 32 + 4 * r) * 16);
-}
-
-__device__ __forceinline__ void make_nibbles(const PlainWeights& plain, const Place& place, unsigned char* g_block,
+__device__ __forceinline__ void make_nibbles(const PlainWeights& plain, const Place& place, unsigned* s_words,
                                              int lane_index, OcMajor) {
   const OcMajorLane lane(lane_index);
-  unsigned low[4][2], high[4][2];  // [j][d]: bytes t, the nibbles of both h for e = 0 and for e = 1
   unsigned row[2][8];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const long long channel = place.channel + 16 * lane.m + 8 * h + lane.r;
-    const unsigned pad = zero_point<OcMajor>(plain, (plain.ic - 1) / plain.group, channel) * 0x11111111u;
-    const long long first = (place.depth + 64 * lane.c) / kNibblesPerWord;
-    const unsigned* g_row = plain.words + channel * plain.words_stride + first;
+    const int channel = 16 * lane.m + 8 * h + lane.r;
+    const bool present = place.channel + channel < plain.oc;
+    const unsigned zero = zero_point<OcMajor>(plain, (plain.ic - 1) / plain.group, place.channel + channel);
+    const unsigned pad = zero * 0x11111111u;
+    const long long first = OcMajor::word(place) + 8 * lane.c;
 #pragma unroll
     for (int word = 0; word < 8; ++word) {
-      row[h][word] = pad;
-      load_streaming_4(row[h][word], g_row + word,
-                       channel < plain.oc && first + word < plain.ic / kNibblesPerWord);
+      row[h][word] = present && first + word < OcMajor::words(plain)
+                         ? s_words[OcMajor::staged(channel, 8 * lane.c + word)]
+                         : pad;
     }
   }
+  __syncwarp();  // the words are read, and may be overwritten
+  unsigned low[4][2], high[4][2];  // [j][d]: bytes t, the nibbles of both h for e = 0 and for e = 1
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
 #pragma unroll
@@ -99,7 +133,6 @@ __device__ __forceinline__ void make_nibbles(const PlainWeights& plain, const Pl
       high[j][d] = (first >> kNibbleBits & kEven) | (second & ~kEven);
     }
   }
-  uint4* g_fragments = fragments_of(g_block, lane.m, lane.c, lane.r);
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
     unsigned words[4];
@@ -109,27 +142,25 @@ __device__ __forceinline__ void make_nibbles(const PlainWeights& plain, const Pl
       words[j] = __byte_perm(__byte_perm(low[j][0], low[j][1], selector),
                              __byte_perm(high[j][0], high[j][1], selector), 0x5410);
     }
-    g_fragments[t] = make_uint4(words[0], words[1], words[2], words[3]);
+    *staged_fragment(s_words, fragment_index(lane.m, lane.c, lane.r, t)) =
+        make_uint4(words[0], words[1], words[2], words[3]);
   }
 }
 
-__device__ __forceinline__ void take_nibbles(const PlainWeights& plain, const Place& place,
-                                             const unsigned char* g_block, int lane_index, OcMajor) {
+__device__ __forceinline__ void take_nibbles(unsigned* s_words, int lane_index, OcMajor) {
   const OcMajorLane lane(lane_index);
-  const uint4* g_fragments = fragments_of(const_cast<unsigned char*>(g_block), lane.m, lane.c, lane.r);
   unsigned words[4][4];  // [j][t]
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
-    const uint4 fragment = g_fragments[t];
+    const uint4 fragment = *staged_fragment(s_words, fragment_index(lane.m, lane.c, lane.r, t));
     words[0][t] = fragment.x;
     words[1][t] = fragment.y;
     words[2][t] = fragment.z;
     words[3][t] = fragment.w;
   }
-  const long long first = (place.depth + 64 * lane.c) / kNibblesPerWord;
+  __syncwarp();  // the fragments are read, and may be overwritten
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    if (first + 2 * j >= plain.ic / kNibblesPerWord) break;
 #pragma unroll
     for (int d = 0; d < 2; ++d) {
       unsigned pairs[2];  // of e: bytes t
@@ -141,10 +172,9 @@ __device__ __forceinline__ void take_nibbles(const PlainWeights& plain, const Pl
       }
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const long long channel = place.channel + 16 * lane.m + 8 * h + lane.r;
-        const unsigned word = h == 0 ? (pairs[0] & kEven) | (pairs[1] & kEven) << kNibbleBits
-                                     : (pairs[0] >> kNibbleBits & kEven) | (pairs[1] & ~kEven);
-        if (channel < plain.oc) plain.words[channel * plain.words_stride + first + 2 * j + d] = word;
+        s_words[OcMajor::staged(16 * lane.m + 8 * h + lane.r, 8 * lane.c + 2 * j + d)] =
+            h == 0 ? (pairs[0] & kEven) | (pairs[1] & kEven) << kNibbleBits
+                   : (pairs[0] >> kNibbleBits & kEven) | (pairs[1] & ~kEven);
       }
     }
   }
@@ -157,12 +187,12 @@ struct HfGemmLane {
       : half(lane / 16), m(lane / 8 % 2), c(lane / 4 % 2), j(lane % 4) {}
 };
 
-__device__ __forceinline__ void make_nibbles(const PlainWeights& plain, const Place& place, unsigned char* g_block,
+__device__ __forceinline__ void make_nibbles(const PlainWeights& plain, const Place& place, unsigned* s_words,
                                              int lane_index, HfGemm) {
   const HfGemmLane lane(lane_index);
-  const long long depth = place.depth + 64 * lane.c + 16 * lane.j;
-  const bool deep = depth < plain.ic;  // ic is a multiple of 32
-  unsigned made[4][4] = {};            // [r of the half][t]
+  const int depth = 64 * lane.c + 16 * lane.j;
+  const bool deep = place.depth + depth < plain.ic;  // ic is a multiple of 32
+  unsigned made[4][4] = {};                          // [r of the half][t]
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const long long channel = place.channel + 16 * lane.m + 8 * h;
@@ -170,12 +200,10 @@ __device__ __forceinline__ void make_nibbles(const PlainWeights& plain, const Pl
     const unsigned pad = present ? plain.zeros[(plain.ic - 1) / plain.group * plain.zeros_stride +
                                                channel / kNibblesPerWord]
                                  : 0;
-    const unsigned* g_column = plain.words + depth * plain.words_stride + channel / kNibblesPerWord;
 #pragma unroll
     for (int k = 0; k < 16; ++k) {
       const int d = k / 8, t = k / 2 % 4, e = k % 2;
-      unsigned word = pad;
-      load_streaming_4(word, g_column + k * plain.words_stride, present && deep);
+      const unsigned word = present && deep ? s_words[HfGemm::staged(depth + k, 2 * lane.m + h)] : pad;
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         const int position = lane.half == 0 ? HfGemm::position(r) : HfGemm::position(4 + r);
@@ -183,29 +211,26 @@ __device__ __forceinline__ void make_nibbles(const PlainWeights& plain, const Pl
       }
     }
   }
+  __syncwarp();  // the words are read, and may be overwritten
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
-    unsigned* g_word =
-        reinterpret_cast<unsigned*>(fragments_of(g_block, lane.m, lane.c, 4 * lane.half + r)) + lane.j;
 #pragma unroll
-    for (int t = 0; t < 4; ++t) g_word[4 * t] = made[r][t];
+    for (int t = 0; t < 4; ++t) {
+      const int index = fragment_index(lane.m, lane.c, 4 * lane.half + r, t);
+      reinterpret_cast<unsigned*>(staged_fragment(s_words, index))[lane.j] = made[r][t];
+    }
   }
 }
 
-__device__ __forceinline__ void take_nibbles(const PlainWeights& plain, const Place& place,
-                                             const unsigned char* g_block, int lane_index, HfGemm) {
+__device__ __forceinline__ void take_nibbles(unsigned* s_words, int lane_index, HfGemm) {
   const HfGemmLane lane(lane_index);
-  const long long depth = place.depth + 64 * lane.c + 16 * lane.j + 8 * lane.half;
-  if (depth >= plain.ic) return;
   unsigned taken[2][8] = {};  // [h][2 t + e]
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
-    const unsigned* g_word = reinterpret_cast<const unsigned*>(
-                                 fragments_of(const_cast<unsigned char*>(g_block), lane.m, lane.c, r)) +
-                             lane.j;
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
-      const unsigned word = g_word[4 * t] >> (2 * kNibbleBits * lane.half);
+      const uint4* s_fragment = staged_fragment(s_words, fragment_index(lane.m, lane.c, r, t));
+      const unsigned word = reinterpret_cast<const unsigned*>(s_fragment)[lane.j] >> (2 * kNibbleBits * lane.half);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
 #pragma unroll
@@ -215,13 +240,13 @@ __device__ __forceinline__ void take_nibbles(const PlainWeights& plain, const Pl
       }
     }
   }
+  __syncwarp();  // the fragments are read, and may be overwritten
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const long long channel = place.channel + 16 * lane.m + 8 * h;
-    if (channel >= plain.oc) continue;
-    unsigned* g_column = plain.words + depth * plain.words_stride + channel / kNibblesPerWord;
 #pragma unroll
-    for (int k = 0; k < 8; ++k) g_column[k * plain.words_stride] = taken[h][k];
+    for (int k = 0; k < 8; ++k) {
+      s_words[HfGemm::staged(64 * lane.c + 16 * lane.j + 8 * lane.half + k, 2 * lane.m + h)] = taken[h][k];
+    }
   }
 }
 
@@ -283,6 +308,8 @@ __device__ __forceinline__ void repack_block(const PlainWeights& plain, unsigned
                                              long long tile_bytes) {
   const long long tiles = (plain.oc + kTileChannels - 1) / kTileChannels;
   const long long columns = (plain.ic + kBlockDepth - 1) / kBlockDepth;
+  __shared__ uint4 s_blocks[kWarps][kStagedWords / 4];
+  unsigned* s_words = reinterpret_cast<unsigned*>(s_blocks[threadIdx.x / 32]);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const long long block = static_cast<long long>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (block >= tiles * kBlockHalves * columns) return;
@@ -292,10 +319,24 @@ __device__ __forceinline__ void repack_block(const PlainWeights& plain, unsigned
   unsigned char* g_block = g_tiles + place.channel / kTileChannels * tile_bytes +
                            (column * kBlockHalves + half) * block_bytes(plain.groups);
   if constexpr (kMake) {
-    make_nibbles(plain, place, g_block, lane, Layout{});
+    for_plain_words<Layout>(plain, place, lane, [&](int staged, const unsigned* g_word) { s_words[staged] = *g_word; });
+    __syncwarp();
+    make_nibbles(plain, place, s_words, lane, Layout{});
+    __syncwarp();
+#pragma unroll
+    for (int index = lane; index < kBlockWeightBytes / 16; index += 32) {
+      reinterpret_cast<uint4*>(g_block)[index] = *staged_fragment(s_words, index);
+    }
     make_groups<Layout>(plain, place, g_block, lane);
   } else {
-    take_nibbles(plain, place, g_block, lane, Layout{});
+#pragma unroll
+    for (int index = lane; index < kBlockWeightBytes / 16; index += 32) {
+      *staged_fragment(s_words, index) = reinterpret_cast<const uint4*>(g_block)[index];
+    }
+    __syncwarp();
+    take_nibbles(s_words, lane, Layout{});
+    __syncwarp();
+    for_plain_words<Layout>(plain, place, lane, [&](int staged, unsigned* g_word) { *g_word = s_words[staged]; });
     take_groups<Layout>(plain, place, g_block, lane);
   }
 }

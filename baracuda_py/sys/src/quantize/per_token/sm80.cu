@@ -4,7 +4,6 @@
 // search for the largest to the conversion, the rest is read twice. All arithmetic is f32; a maximum has one value in
 // every order.
 //
-// baracuda: assembled-only sm_90
 #include "baracuda/constant.cuh"
 #include "baracuda/element.cuh"
 #include "baracuda/fp8.cuh"

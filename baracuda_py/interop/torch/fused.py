@@ -1,0 +1,140 @@
+"""AWQ layers that share their input computed by one GEMM: queries, keys and values; gate and up.
+
+One weight of 6144 x 4096 is read in less time than three of 4096, 1024 and 1024, because a launch has a start and an
+end however small it is. The layers keep their places and names in the model, which calls them as before: whichever is
+called first computes all, and the others hand out their parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from baracuda_py.errors import InvalidProblem
+from baracuda_py.interop.torch.linear import AwqLinear
+from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
+from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS
+
+__all__ = ["AwqPart", "fuse", "fuse_projections"]
+
+_SIBLINGS = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")  # as transformers names them
+
+
+class _Results:
+    """What one call of the whole layer made, until every part of it has been handed out."""
+
+    def __init__(self) -> None:
+        self._input: Any = None
+        self._parts: list[Any] = []
+
+    def take(self, whole: AwqLinear, sizes: Sequence[int], index: int, x: Any) -> Any:
+        """Part `index` of `whole(x)`, computed unless an earlier part of the same tensor's was."""
+        if self._input is not x or self._parts[index] is None:
+            self._input, self._parts = x, list(whole(x).split(sizes, -1))
+        part, self._parts[index] = self._parts[index], None
+        if not any(other is not None for other in self._parts):
+            self._input = None
+        return part
+
+    def __deepcopy__(self, memo: Any) -> _Results:
+        made = memo[id(self)] = _Results()
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_input": None, "_parts": []}
+
+
+class AwqPart(torch.nn.Module):
+    """Some output features of an `AwqLinear`, in the place of the layer that had them alone; made by `fuse`.
+
+    Parts must be given the same tensor, not changed in between, one after another. What they give are views of one
+    result, with its row stride.
+
+    Attributes:
+        whole: the `AwqLinear`; a submodule of the first part only, so that walks over the model find it once.
+        in_features, out_features: as of `AwqLinear`.
+    """
+
+    def __init__(self, whole: AwqLinear, sizes: tuple[int, ...], index: int, results: _Results) -> None:
+        super().__init__()
+        self.in_features, self.out_features = whole.in_features, sizes[index]
+        self._sizes, self._index, self._results = sizes, index, results
+        if index == 0:
+            self.whole = whole
+        else:
+            object.__setattr__(self, "whole", whole)
+
+    def forward(self, x: Any) -> Any:
+        """y (..., out_features) of x (..., in_features)."""
+        if torch.compiler.is_compiling():  # which finds common subexpressions itself
+            return self.whole(x).split(self._sizes, -1)[self._index]
+        return self._results.take(self.whole, self._sizes, self._index, x)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, part {self._index}"
+
+
+def fuse(parent: Any, names: Sequence[str]) -> AwqLinear:
+    """Make one layer of the `AwqLinear`s that `parent` has under `names`, and put an `AwqPart` in each one's place.
+
+    Returns:
+        the layer, whose output features are theirs, in order.
+
+    Raises:
+        InvalidProblem: layers that differ in input features, groups, layout, dtype, device, or in whether they have a
+            bias; TILED ones with other than multiples of 64 output features, but for the last.
+    """
+    layers = [getattr(parent, name) for name in names]
+    if wrong := next(_differences(layers), None):
+        raise InvalidProblem("fuse", f"{', '.join(names)} must {wrong}", rule="fuse")
+    first = layers[0]
+    axis = 1 if first.layout is AwqWeightLayout.HF_GEMM else 0
+    sizes = tuple(layer.out_features for layer in layers)
+    whole = AwqLinear(
+        first.in_features, sum(sizes), first.bias is not None, group_size=first.group_size, layout=first.layout,
+        dtype=torch.float16 if first.scales is None else first.scales.dtype, device="meta",
+    )  # fmt: skip
+    for name, along in (("qweight", axis), ("qzeros", 1), ("scales", 1), ("bias", 0)):
+        parts = [getattr(layer, name) for layer in layers]
+        setattr(whole, name, None if parts[0] is None else torch.cat(parts, along))
+    whole._scales_element = first.scales_element
+    whole.overlap = all(layer.overlap for layer in layers)
+    results = _Results()
+    for index, name in enumerate(names):
+        setattr(parent, name, AwqPart(whole, sizes, index, results))
+    return whole
+
+
+def fuse_projections(model: Any) -> int:
+    """`fuse` the query, key and value layers of every block, and its gate and up, where they can be.
+
+    Returns:
+        how many layers were made of others.
+    """
+    made = 0
+    for parent in list(model.modules()):
+        for names in _SIBLINGS:
+            layers = [getattr(parent, name, None) for name in names]
+            if all(type(layer) is AwqLinear for layer in layers) and next(_differences(layers), None) is None:
+                fuse(parent, names)
+                made += 1
+    return made
+
+
+def _differences(layers: Sequence[Any]) -> Iterator[str]:
+    """What the layers must do to become one."""
+    if any(type(layer) is not AwqLinear for layer in layers):
+        yield "be AwqLinear"
+        return
+    for what in ("in_features", "group_size", "layout", "scales_element"):
+        if len({getattr(layer, what) for layer in layers}) > 1:
+            yield f"have the same {what}"
+    if len({layer.bias is None or layer.bias.dtype for layer in layers}) > 1:
+        yield "all have a bias, of one dtype, or none"
+    if len({layer.qweight.device for layer in layers}) > 1:
+        yield "lie on the same device"
+    if layers[0].layout is AwqWeightLayout.TILED and any(layer.out_features % TILE_ROWS for layer in layers[:-1]):
+        yield f"have multiples of {TILE_ROWS} output features where they are TILED"

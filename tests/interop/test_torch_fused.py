@@ -1,0 +1,142 @@
+"""Layers that share their input as one: what their parts give, when it is computed, and what cannot be joined."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import baracuda_py as bp
+from baracuda_py.errors import InvalidProblem
+from baracuda_py.interop.torch import AwqLinear, AwqPart, fuse, fuse_projections
+
+IC, SIZES = 128, (128, 64, 32)
+NAMES = ("q_proj", "k_proj", "v_proj")
+LAYOUTS = list(bp.AwqWeightLayout)
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def filled(oc, *, layout=bp.AwqWeightLayout.HF_GEMM, bias=True, dtype=torch.float16, group_size=32, device="cpu"):
+    made = AwqLinear(IC, oc, bias, group_size=group_size, dtype=dtype)
+    made.qweight.random_(-(1 << 31), (1 << 31) - 1)
+    made.qzeros.random_(-(1 << 31), (1 << 31) - 1)
+    made.scales.uniform_(0.01, 0.02)
+    if bias:
+        made.bias.normal_()
+    return made.to(device).repack_(layout)
+
+
+class Block(torch.nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        for name, oc in zip(NAMES, SIZES, strict=True):
+            setattr(self, name, filled(oc, **options))
+
+    def forward(self, x):
+        return [getattr(self, name)(x) for name in NAMES]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parts_give_what_their_layers_gave(layout, bias, device):
+    block = Block(layout=layout, bias=bias, device=device)
+    x = torch.randn(2, 3, IC, device=device).half()
+    expected = block(x)
+    whole = fuse(block, NAMES)
+    assert (whole.in_features, whole.out_features, whole.layout) == (IC, sum(SIZES), layout)
+    for found, wanted in zip(block(x), expected, strict=True):
+        assert found.shape == wanted.shape
+        torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)
+    assert [module for module in block.modules() if isinstance(module, AwqLinear)] == [whole]
+    assert "in_features=128, out_features=64, part 1" in repr(block)
+
+
+def test_all_are_computed_once_for_a_tensor_and_again_for_the_next(monkeypatch):
+    block = Block()
+    whole = fuse(block, NAMES)
+    calls = []
+    forward = AwqLinear.forward
+    monkeypatch.setattr(AwqLinear, "forward", lambda self, x: calls.append(self) or forward(self, x))
+    x = torch.randn(2, IC).half()
+    first = block(x)
+    assert calls == [whole]
+    second = block(x.mul_(2))  # the same tensor, changed since: nothing is left of what it gave before
+    assert calls == [whole] * 2
+    assert not torch.equal(first[0], second[0])
+    block.k_proj(x)
+    block.k_proj(x)  # twice the same part: its tensor may have changed
+    assert len(calls) == 4
+    other = torch.randn(2, IC).half()
+    torch.testing.assert_close(block.q_proj(other), whole(other)[:, : SIZES[0]])
+
+
+def test_nothing_is_held_once_every_part_is_taken():
+    block = Block()
+    fuse(block, NAMES)
+    block(torch.randn(2, IC).half())
+    assert block.q_proj._results._input is None
+
+
+def test_copies_share_their_weights_among_themselves_alone():
+    block = Block()
+    whole = fuse(block, NAMES)
+    twin = copy.deepcopy(block)
+    assert twin.q_proj.whole is twin.v_proj.whole is not whole
+    assert twin.q_proj._results is twin.v_proj._results is not block.q_proj._results
+    x = torch.randn(2, IC).half()
+    for found, wanted in zip(twin(x), block(x), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_compiled_it_is_one_graph_with_the_same_result():
+    block = Block()
+    fuse(block, NAMES)
+    x = torch.randn(2, IC).half()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        for found, wanted in zip(compiled(x), block(x), strict=True):
+            assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"bias": False}, "bias"),
+        ({"group_size": 64}, "group_size"),
+        ({"layout": bp.AwqWeightLayout.OC_MAJOR}, "layout"),
+        ({"dtype": torch.bfloat16}, "scales_element"),
+    ],
+)
+def test_layers_that_differ_are_refused_and_left_alone(changed, words):
+    block = Block()
+    block.v_proj = filled(SIZES[2], **changed)
+    with pytest.raises(InvalidProblem, match=words):
+        fuse(block, NAMES)
+    assert fuse_projections(block) == 0
+    assert type(block.v_proj) is AwqLinear
+    block.v_proj = torch.nn.Linear(IC, 8)
+    with pytest.raises(InvalidProblem, match="AwqLinear"):
+        fuse(block, NAMES)
+
+
+def test_tiles_are_not_cut_by_a_join():
+    block = Block(layout=bp.AwqWeightLayout.TILED)
+    block.k_proj, block.v_proj = block.v_proj, block.k_proj  # 32 channels before 64
+    with pytest.raises(InvalidProblem, match="64"):
+        fuse(block, NAMES)
+
+
+def test_projections_are_found_wherever_they_are():
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList([torch.nn.Module() for _ in range(2)])
+    for layer in model.layers:
+        layer.attention, layer.mlp = Block(), torch.nn.Module()
+        layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj = filled(64), filled(64), filled(32)
+    assert fuse_projections(model) == 4
+    assert fuse_projections(model) == 0
+    kinds = {type(layer.mlp.up_proj) for layer in model.layers} | {type(model.layers[0].attention.v_proj)}
+    assert kinds == {AwqPart}
+    assert type(model.layers[1].mlp.down_proj) is AwqLinear
