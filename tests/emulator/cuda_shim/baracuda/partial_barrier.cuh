@@ -4,7 +4,13 @@
 namespace baracuda {
 
 template <int kThreads>
-inline void partial_barrier(int id = 0) {
+inline void partial_barrier() {
+  static_assert(kThreads % 32 == 0, "warps arrive as a whole");
+  emulator::partial_barrier(kThreads, 0);
+}
+
+template <int kThreads>
+inline void partial_barrier(int id) {
   static_assert(kThreads % 32 == 0, "warps arrive as a whole");
   emulator::partial_barrier(kThreads, id);
 }
