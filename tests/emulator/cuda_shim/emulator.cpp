@@ -50,7 +50,9 @@ struct Random {
 Random order;
 Thread threads[kMaxThreads];
 Warp warps[kMaxThreads / kWarpLanes];
-int thread_count, at_barrier, at_partial_barrier, ended;
+constexpr int kPartialBarriers = 15;  // that a block has besides the one of __syncthreads()
+int thread_count, at_barrier, ended;
+int at_partial_barrier[kPartialBarriers];
 void* scheduler_stack_pointer;
 char* stacks;  // one every kStackPeriod bytes, an inaccessible page below each
 
@@ -186,7 +188,8 @@ bool let_copies_land() {
 }
 
 void run_block() {
-  at_barrier = at_partial_barrier = ended = 0;
+  at_barrier = ended = 0;
+  for (int& arrived : at_partial_barrier) arrived = 0;
   begin_block();
   forget_mbarriers();
   for (Warp& warp : warps) warp.arrived = 0;
@@ -244,13 +247,15 @@ void block_barrier() {
   suspend(State::kAtBarrier);
 }
 
-void partial_barrier(int count) {
-  if (++at_partial_barrier < count) return suspend(State::kAtPartialBarrier);
-  at_partial_barrier = 0;
+void partial_barrier(int count, int id) {
+  if (id < 0 || id >= kPartialBarriers) fail("there is no partial barrier %d", id);
+  running->partial_barrier = id;
+  if (++at_partial_barrier[id] < count) return suspend(State::kAtPartialBarrier);
+  at_partial_barrier[id] = 0;
   running->state = State::kAtPartialBarrier;
   std::vector<int> passing;
   for (int i = 0; i < thread_count; ++i) {
-    if (threads[i].state == State::kAtPartialBarrier) passing.push_back(i);
+    if (threads[i].state == State::kAtPartialBarrier && threads[i].partial_barrier == id) passing.push_back(i);
   }
   pass_partial_barrier(passing);
   for (const int i : passing) threads[i].state = State::kReady;

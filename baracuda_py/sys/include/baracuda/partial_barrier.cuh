@@ -3,11 +3,11 @@
 
 namespace baracuda {
 
-// As __syncthreads(), for the `kThreads` threads that call it; whole warps, always the same ones.
+// As __syncthreads(), for the `kThreads` threads that call it with this `id`, below 15; whole warps, always the same ones.
 template <int kThreads>
-__device__ __forceinline__ void partial_barrier() {
+__device__ __forceinline__ void partial_barrier(int id = 0) {
   static_assert(kThreads % 32 == 0, "warps arrive as a whole");
-  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"r"(id + 1), "n"(kThreads) : "memory");
 }
 
 }  // namespace baracuda

@@ -3,4 +3,4 @@
 // baracuda: assembled-only sm_90
 #include "baracuda/awq_gemm_tiled_wide_entries.cuh"
 
-BARACUDA_WIDE_ENTRIES(awq_gemm_tiled_wide_sm90a_f16, __half)
+BARACUDA_WIDE_ENTRIES(awq_gemm_tiled_wide_sm90a_f16, __half, 2)
