@@ -95,7 +95,7 @@ void copy_bulk(unsigned destination, const void* source, unsigned nbytes, unsign
 void copy_box(unsigned destination, const unsigned long long (&map)[16], int x, int y, int z, unsigned mbarrier);
 
 // A barrier of `threads` of the block's threads; those with other numbers have nothing to do with it.
-void partial_barrier(int threads, int id);
+void partial_barrier(int threads, int number);
 
 // Fails unless `address` is a multiple of `nbytes`.
 void check_aligned(const void* address, int nbytes);

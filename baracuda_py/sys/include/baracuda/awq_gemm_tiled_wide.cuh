@@ -213,7 +213,9 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
   const unsigned char* s_blocks = s_memory + weights + tile * Shape::kTileBytes + strip / 2 * block_bytes(Shape::kGroups);
   const auto release = [&](int place) {
     __syncwarp();  // all lanes are done with it
-    if (lane == 0) mbarrier_arrive(s_barriers + place * kStageBarrierBytes + kBarrierBytes);
+    if (lane == 0) {
+      mbarrier_arrive(s_barriers + place * kStageBarrierBytes + kBarrierBytes);
+    }
   };
 #pragma unroll 1
   while (works.next(work)) {
@@ -274,7 +276,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
     if (work.part == kFinished) {
       store_warpgroup_sums<Shape::kTokens, Shape::kStoreTokens>(operands, sums, s_memory + rows + tile * kWideStoreBytes,
                                                                place.token, place.channel + tile * kTileChannels, thread,
-                                                               tile);
+                                                               1 + tile);
     } else {
       float4* g_part = g_parts + part_offset<Shape>(work.part, tile) + thread;
 #pragma unroll
@@ -313,7 +315,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide_finish(const AwqGemmOperands
   }
   store_warpgroup_sums<kWideFinishTokens, kWideFinishTokens>(operands, sums, s_rows,
                                                              place.token + kWideFinishTokens * strip,
-                                                             place.channel + tile * kTileChannels, thread, 0);
+                                                             place.channel + tile * kTileChannels, thread, 1);
 }
 
 }  // namespace baracuda
