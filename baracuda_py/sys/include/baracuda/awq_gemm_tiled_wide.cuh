@@ -1,9 +1,9 @@
 // The kernel of awq_gemm for TILED weights (awq_tiles.cuh) and many tokens on sm_90a: y^T = W x^T by warpgroup instructions,
 // weights as operand A, which is in registers, x as operand B, which they read from shared memory.
 //
-// A CTA computes tiles of 128 output channels of kTokens tokens, one after the other (WideSchedule). One warp copies, in rings,
-// boxes of x of 64 input channels and blocks of packed weights of 128, ahead of two warpgroups, which take 64 channels each, a
-// warp 16 of them. While the tensor cores work on a k16 step, the next one's weights are made.
+// A CTA computes tiles of 128 output channels of kTokens tokens, one after the other (WideSchedule). One warp copies, into
+// rings, boxes of x of 64 input channels and blocks of packed weights of 128, ahead of two warpgroups, which take 64 channels
+// each, a warp 16 of them. While the tensor cores work on k16 steps, the next ones' weights are made.
 //
 // A weight is (q - z) * s, rounded to the element's type once; sums are f32, over all of a range.
 //
@@ -27,10 +27,9 @@ namespace baracuda {
 
 BARACUDA_CONSTANT(kWideTwoTokens, 32);  // up to here, and this many groups, an SM takes two CTAs
 BARACUDA_CONSTANT(kWideTwoGroups, 2);
-BARACUDA_CONSTANT(kWideFewTokens, 128);
-BARACUDA_CONSTANT(kWideThreads, 288);  // up to here
-// Beyond. Registers are given out as if warps came in fours, so that this bounds them for 288 threads too.
-BARACUDA_CONSTANT(kWideManyThreads, 384);
+BARACUDA_CONSTANT(kWideFewTokens, 128);    // up to here a warp copies, beyond a warpgroup
+BARACUDA_CONSTANT(kWideThreads, 288);
+BARACUDA_CONSTANT(kWideManyThreads, 384);  // registers come as if warps came in fours: this bounds them for 288 too
 
 constexpr int kBlockSteps = kBlockDepth / 16;  // k16 steps of a block
 constexpr unsigned kStageBarrierBytes = 2 * kBarrierBytes;

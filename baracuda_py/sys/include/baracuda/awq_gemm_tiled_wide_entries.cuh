@@ -6,8 +6,8 @@
 // most one a CTA. `panel` token tiles follow each other before the next channels. x_map is x as (ic / 64, m, 64) with boxes
 // of (1, t, 64), swizzled over 128 bytes.
 //
-// kWideThreads threads, beyond kWideFewTokens tokens kWideManyThreads. Dynamic shared memory: `stages` times 128 * t + 16 bytes,
-// half as many times, rounded up, 4 * (2048 + 80 g) bytes, and 2 * kWideStoreBytes; two stages or more.
+// kWideThreads threads, beyond kWideFewTokens tokens kWideManyThreads. Dynamic shared memory: `stages` times 128 * t + 16
+// bytes, half as many times, rounded up, 4 * (2048 + 80 g) bytes, and 2 * kWideStoreBytes; two stages or more.
 //
 // Partial sums of split tiles go to parts, (split, splits, kTiledTileChannels, t) of f32 in an order of their own. The entry
 // `_finish`, grid (split * t / 8, 1, 1), kWideFinishThreads threads, 128 * kWideFinishTokens bytes of dynamic shared memory,

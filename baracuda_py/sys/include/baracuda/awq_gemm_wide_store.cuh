@@ -2,15 +2,15 @@
 #pragma once
 
 #include "baracuda/awq_gemm.cuh"
+#include "baracuda/cp_async.cuh"
 #include "baracuda/global_store.cuh"
 #include "baracuda/partial_barrier.cuh"
 #include "baracuda/store_matrix.cuh"
-#include "baracuda/cp_async.cuh"
 
 namespace baracuda {
 
-BARACUDA_CONSTANT(kWideStoreBytes, 4096);   // by way of which a warpgroup stores
-BARACUDA_CONSTANT(kWideFinishTokens, 16);   // that a CTA of the second launch finishes
+BARACUDA_CONSTANT(kWideStoreBytes, 4096);  // by way of which a warpgroup stores
+BARACUDA_CONSTANT(kWideFinishTokens, 16);  // that a CTA of the second launch finishes
 BARACUDA_CONSTANT(kWideFinishThreads, 128);
 
 constexpr int kWarpgroupThreads = 128;
@@ -18,7 +18,7 @@ constexpr int kWarpgroupChannels = 64;
 constexpr int kStoreRowBytes = kWarpgroupChannels * 2;  // of a token, in shared memory
 constexpr int kStorePieces = kStoreRowBytes / 16;
 
-// Activations are much code: here it is once, in a loop over what each thread puts in a place of its own.
+// In loops, for activations are much code: over what each thread puts in a place of its own.
 template <int kTokens, int kChunk>
 __device__ __forceinline__ void activate(float (&sums)[kTokens / 2], unsigned char* s_rows, int thread, int epilogue) {
   constexpr int kValues = kChunk * kStoreRowBytes / kWarpgroupThreads / 4;
