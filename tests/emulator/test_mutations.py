@@ -19,7 +19,7 @@ from baracuda_py.testing.calls import Call
 from baracuda_py.vocab.code import PtxCode
 
 _ORDERS = re.compile(
-    r"__sync(?:threads|warp)\(\);|cp_async_commit\(\);|cp_async_wait<[^;]*>\(\);|partial_barrier<[^;]*>\(\);"
+    r"__sync(?:threads|warp)\(\);|cp_async_commit\(\);|cp_async_wait<[^;]*>\(\);|partial_barrier<[^;]*>\([^;]*\);"
     r"|mbarrier_(?:wait|arrive|fence_init)\([^;]*\);"
     r"|wgmma_(?:fence|commit)\(\);|wgmma_wait<[^;]*>\(\);"
 )

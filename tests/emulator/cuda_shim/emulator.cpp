@@ -50,7 +50,9 @@ struct Random {
 Random order;
 Thread threads[kMaxThreads];
 Warp warps[kMaxThreads / kWarpLanes];
-int thread_count, at_barrier, at_partial_barrier, ended;
+constexpr int kBarriers = 16;  // of a block; number 0 is the one of __syncthreads()
+int thread_count, at_barrier, ended;
+int at_partial_barrier[kBarriers];
 void* scheduler_stack_pointer;
 char* stacks;  // one every kStackPeriod bytes, an inaccessible page below each
 
@@ -186,7 +188,8 @@ bool let_copies_land() {
 }
 
 void run_block() {
-  at_barrier = at_partial_barrier = ended = 0;
+  at_barrier = ended = 0;
+  for (int& arrived : at_partial_barrier) arrived = 0;
   begin_block();
   forget_mbarriers();
   for (Warp& warp : warps) warp.arrived = 0;
@@ -244,13 +247,15 @@ void block_barrier() {
   suspend(State::kAtBarrier);
 }
 
-void partial_barrier(int count) {
-  if (++at_partial_barrier < count) return suspend(State::kAtPartialBarrier);
-  at_partial_barrier = 0;
+void partial_barrier(int count, int number) {
+  if (number < 1 || number >= kBarriers) fail("there is no partial barrier %d", number);
+  running->partial_barrier = number;
+  if (++at_partial_barrier[number] < count) return suspend(State::kAtPartialBarrier);
+  at_partial_barrier[number] = 0;
   running->state = State::kAtPartialBarrier;
   std::vector<int> passing;
   for (int i = 0; i < thread_count; ++i) {
-    if (threads[i].state == State::kAtPartialBarrier) passing.push_back(i);
+    if (threads[i].state == State::kAtPartialBarrier && threads[i].partial_barrier == number) passing.push_back(i);
   }
   pass_partial_barrier(passing);
   for (const int i : passing) threads[i].state = State::kReady;

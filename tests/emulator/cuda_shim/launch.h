@@ -45,6 +45,7 @@ struct Thread {
   std::vector<Copy> copies;       // in flight, oldest first; a group's end is an index into them
   std::vector<std::size_t> ends;  // of the committed groups
   int mbarrier;                   // the index of the one that it waits at
+  int partial_barrier;            // the number of the one that it waits at
   std::vector<WarpgroupMultiply> multiplies;   // that run, oldest first; a group's end is an index into them
   std::vector<std::size_t> multiply_ends;      // of the committed groups
   bool fenced;                                 // since the last wait for one
