@@ -8,6 +8,7 @@ import pytest
 from cuda_emulator.backend import HOPPER_SLICE, EmulatorBackend, emulated_registry
 
 import baracuda_py as bp
+from baracuda_py.ops.quantize import awq_gemm_sm90a_wide as wide
 from baracuda_py.ops.quantize.awq_tiles import pack_tiles
 from baracuda_py.testing.batches import batch_of
 from baracuda_py.testing.calls import Call, Case, frobenius_error, reference_outputs
@@ -105,6 +106,31 @@ def test_a_token_has_the_same_bits_in_every_batch_by_bulk_copies(
 def test_a_token_has_the_same_bits_in_every_tile_of_one_range(registry, group, ic, element):
     descriptor = bp.Int4AwqGemmDescriptor(130, ic, 136, group, None, TILED, element)
     _rows_are_those_of(_case(registry, "direct", descriptor), (1, 31, 32, 33, 64, 65, 128, 129))
+
+
+@pytest.mark.parametrize(("group", "element"), [(128, "F16"), (64, "BF16"), (32, "F16"), (-1, "BF16")])
+@pytest.mark.parametrize("tokens", [32, 64, 128, 256])
+def test_tiles_taken_whole_and_tiles_that_are_split_meet(modules, monkeypatch, tokens, group, element):
+    registry = emulated_registry(EmulatorBackend(modules, HOPPER_SLICE))
+    monkeypatch.setattr(bp, "default_registry", lambda: registry)
+    monkeypatch.setattr(wide, "_cut", lambda desc, device: wide._Cut.of(desc, device, tokens, splitting=True))
+    # A thread block has one tile and a part of another, or more; the last channels, tokens and blocks of ic are ragged.
+    rows, ic = (5, 2112) if tokens == 32 else (2, 1088)
+    descriptor = bp.Int4AwqGemmDescriptor(
+        rows * tokens + 9, ic + 64 * (group == 128), 264, group, None, TILED, bp.ElementKind[element],
+        epilogue=bp.EpilogueKind.BIAS_GELU,
+    )  # fmt: skip
+    case = _case(registry, "wide", descriptor)
+    main, finish = case.plan.launches
+    *_, whole, split, splits, _ = main.parameters
+    assert min(whole, split) > 0, "both kinds"
+    assert splits > 1
+    assert main.grid[0] >= split * splits
+    assert main.entry.partition("_t")[2].startswith(f"iled_wide_sm90a_{element.lower()}_t{tokens}_")
+    assert finish.entry == f"{main.entry}_finish"
+    inputs = inputs_for(case.op, descriptor)
+    exact = reference_outputs(case.op, descriptor, inputs)["output"]
+    assert frobenius_error(_run(case, inputs), exact) <= relative_tolerance(case.guarantee, descriptor.element)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 7, 21])

@@ -80,6 +80,16 @@ def test_packed_fma_rounds_once(bench, element):
     assert (twice != found).any(), "the inputs do not tell one rounding from two"
 
 
+@pytest.mark.parametrize("element", DTYPES)
+def test_packed_multiplication_rounds_as_in_numpy(bench, element):
+    dtype = DTYPES[element]
+    a, b = np.random.default_rng(7).standard_normal((2, BLOCK * 2)).astype(dtype)
+    a[:2] = -0.0, 0.0
+    pairs = np.stack([a.view(np.uint32), b.view(np.uint32)], axis=1)
+    found = _grid(bench, f"mul_{element}", pairs, np.empty(BLOCK, np.uint32))
+    assert np.array_equal(found.view(np.uint16), (a * b).view(np.uint16))
+
+
 def test_bytes_are_permuted_as_the_selector_says(bench):
     random = np.random.default_rng(3)
     given = random.integers(0, 1 << 32, (BLOCK, 3), dtype=np.uint32)
@@ -103,6 +113,12 @@ def test_ldmatrix_and_mma_multiply_matrices(bench, element):
     assert np.array_equal(found, (a @ b).astype(np.float32))
 
 
+def test_stmatrix_transposes(bench):
+    a = np.random.default_rng(6).permutation(256).astype(np.uint16).reshape(16, 16)
+    found = bench.run("transpose", a, np.empty((16, 16), np.uint16), block=32, shared_bytes=512)
+    assert np.array_equal(found, a.T)
+
+
 @pytest.mark.parametrize("begin", [(0, 0, 0), (0, 3, 1), (0, 7, 2)])
 def test_a_box_is_swizzled_and_zero_beyond_the_tensor(bench, begin):
     # x (12, 200) with rows of 208, seen as (4, 12, 64): the last 64 columns are cut, as are rows beyond the twelfth.
@@ -118,7 +134,7 @@ def test_a_box_is_swizzled_and_zero_beyond_the_tensor(bench, begin):
             assert np.array_equal(found[:, row, chunk ^ row], expected[:, row, 8 * chunk : 8 * chunk + 8])
 
 
-@pytest.mark.parametrize(("element", "columns"), [("f16", 32), ("f16", 64), ("bf16", 128)])
+@pytest.mark.parametrize(("element", "columns"), [("f16", 32), ("f16", 64), ("bf16", 128), ("f16", 256), ("bf16", 256)])
 def test_a_warpgroup_multiplies_by_swizzled_rows(bench, element, columns):
     random = np.random.default_rng(5)
     a, b = random.integers(-15, 16, (64, 16)), random.integers(-100, 101, (columns, 64))

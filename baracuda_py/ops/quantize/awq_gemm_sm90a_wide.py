@@ -1,7 +1,8 @@
-"""The CUDA kernel of the AWQ GEMM for TILED weights and many tokens on compute capability 9.0: entry and grid.
+"""The CUDA kernel of the AWQ GEMM for TILED weights and many tokens on compute capability 9.0: entry, tiles and grid.
 
-    wide     128 output channels of 32, 64 or 128 tokens a thread block, by warpgroup instructions; ic is cut only as
-             far as that fills the GPU, f32 partials in the workspace, summed in their order by a second launch
+wide     128 output channels of 32 to 256 tokens a tile, by warpgroup instructions; a thread block takes tile after
+         tile. Those of a last round that leaves most of the GPU idle are cut along ic: f32 partials in the
+         workspace, summed in their order by a second launch
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING
 
-from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, reduce_launch, streaming_us
-from baracuda_py.ops.quantize.awq_gemm_sm90a import BARRIER_BYTES, BOX_CHANNELS, SHARED_BYTES, token_boxes
+from attrs import frozen
+
+from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, streaming_us
+from baracuda_py.ops.quantize.awq_gemm_sm90a import BARRIER_BYTES, BOX_CHANNELS, SHARED_BYTES
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
-from baracuda_py.vocab.code import WORKSPACE, Launch, Pointer, PtxCode
+from baracuda_py.vocab.code import WORKSPACE, Launch, Pointer, PtxCode, Stride, TensorMap
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.enums import (
     ArchSku,
@@ -35,68 +38,144 @@ if TYPE_CHECKING:
 __all__ = ["wide_kernels"]
 
 _ARCH = ArchSku.SM90A
-_MAX_STAGES = 6
-_MIN_SPLIT_BLOCKS = 4  # blocks of 128 input channels that are worth a split of their own
+_TOKENS = (32, 64, 128, 256)  # of a tile
+_MAX_STAGES = 12  # boxes of x that are asked for ahead
+_MIN_SPLIT_BLOCKS = 4  # blocks of 128 input channels that an SM has at least, where tiles are split
 _MAX_SPLITS = 16
+_PANEL = 8  # token tiles that follow each other before the next channels, so that L2 keeps their x
+_TILES = 2  # of weights, in a tile of outputs
+_SUM_BYTES = 4
+_BOX_ROW_BYTES = 2 * BOX_CHANNELS
+_HALF_SHARED_BYTES = 113 * 1024  # that two thread blocks of an SM may have each
 _INT = (1 << 31) - 1
 
 
-def _module(element: ElementKind) -> str:
-    return f"quantize.awq_gemm.tiled_wide_{element.name.lower()}"
+def _module(element: ElementKind, groups: int) -> str:
+    """A module each: a driver compiles a module as a whole, and a checkpoint needs one."""
+    return f"quantize.awq_gemm.tiled_wide_{element.name.lower()}_g{groups}"
 
 
-def _constant(desc: Int4AwqGemmDescriptor, name: str) -> int:
-    return module(_module(desc.element), _ARCH.name.lower()).constant(name)
+def _constant(name: str) -> int:
+    return module(_module(ElementKind.F16, 1), _ARCH.name.lower()).constant(name)  # all say the same
 
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _tokens(m: int) -> int:
-    """Tokens of the tile that serves m rows."""
-    return 32 if m <= 32 else 64 if m <= 64 else 128
+def _resident(desc: Int4AwqGemmDescriptor, tokens: int) -> int:
+    """Thread blocks that an SM holds at a time."""
+    groups = Tiling(desc.ic, desc.oc, desc.group_size).groups_of_block
+    return 2 if tokens <= _constant("kWideTwoTokens") and groups <= _constant("kWideTwoGroups") else 1
 
 
-def _tiles(desc: Int4AwqGemmDescriptor) -> int:
-    return _ceil_div(desc.m, _tokens(desc.m)) * _ceil_div(desc.oc, _constant(desc, "kTiledTileChannels"))
+@frozen
+class _Cut:
+    """How the outputs are cut.
+
+    Attributes:
+        tokens: of a tile.
+        blocks: thread blocks that are launched.
+        whole: tiles that one thread block computes.
+        split: the others.
+        splits: ranges of ic that each of those is cut in, a thread block each.
+    """
+
+    tokens: int
+    blocks: int
+    whole: int
+    split: int
+    splits: int
+
+    @classmethod
+    def of(cls, desc: Int4AwqGemmDescriptor, device: Device, tokens: int, *, splitting: bool) -> _Cut:
+        """With `splitting`, the tiles of the last round are split, if the GPU holds twice as many thread blocks."""
+        tiles = _ceil_div(desc.m, tokens) * _ceil_div(desc.oc, _constant("kTiledTileChannels"))
+        resident = _resident(desc, tokens)
+        slots = max(device.sm_count, 1) * resident
+        left = tiles % slots
+        depth = _ceil_div(desc.ic, TILE_COLUMNS) // (_MIN_SPLIT_BLOCKS * resident)
+        splits = min(slots // left, depth, _MAX_SPLITS) if splitting and left else 1
+        if splits <= 1:
+            return cls(tokens, min(slots, tiles), tiles, 0, 1)
+        return cls(tokens, slots if tiles > left else left * splits, tiles - left, left, splits)
+
+    @property
+    def partial_nbytes(self) -> int:
+        """Bytes of the workspace."""
+        return self.split * self.splits * _constant("kTiledTileChannels") * self.tokens * _SUM_BYTES
 
 
-def _splits(desc: Int4AwqGemmDescriptor, device: Device) -> int:
-    """Ranges of ic that give every SM a thread block; 1 when the tiles do that alone."""
-    fitting = device.sm_count // max(_tiles(desc), 1)
-    return max(1, min(fitting, _ceil_div(desc.ic, TILE_COLUMNS) // _MIN_SPLIT_BLOCKS, _MAX_SPLITS))
+def _cut(desc: Int4AwqGemmDescriptor, device: Device) -> _Cut:
+    fitting = [tokens for tokens in _TOKENS if tokens < 2 * desc.m or tokens == _TOKENS[0]]
+    cuts = (_Cut.of(desc, device, tokens, splitting=splitting) for tokens in fitting for splitting in (False, True))
+    return min(cuts, key=lambda cut: _cut_us(desc, device, cut))
 
 
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
-    tiling, tokens, splits = Tiling(desc.ic, desc.oc, desc.group_size), _tokens(desc.m), _splits(desc, device)
-    weights = _constant(desc, "kTiledTileChannels") // 32 * tiling.block_nbytes
-    stage = 2 * TILE_COLUMNS * tokens + weights + 2 * BARRIER_BYTES
-    stages = min(_MAX_STAGES, SHARED_BYTES // stage, max(2, _ceil_div(tiling.columns, splits)))  # two hold the sums
+    tiling, cut = Tiling(desc.ic, desc.oc, desc.group_size), _cut(desc, device)
+    weights = _TILES * 2 * tiling.block_nbytes
+    limit = SHARED_BYTES if _resident(desc, cut.tokens) == 1 else _HALF_SHARED_BYTES
+
+    def shared_nbytes(stages: int) -> int:
+        boxes = stages * (_BOX_ROW_BYTES * cut.tokens + 2 * BARRIER_BYTES)
+        return boxes + _ceil_div(stages, 2) * weights + _TILES * _constant("kWideStoreBytes")
+
+    stages = next(n for n in range(_MAX_STAGES, 0, -1) if shared_nbytes(n) <= limit)
+    boxes = TensorMap(
+        "activation", desc.element, (BOX_CHANNELS, desc.m, desc.ic // BOX_CHANNELS),
+        (Stride("activation", 0), BOX_CHANNELS), (BOX_CHANNELS, cut.tokens, 1),
+    )  # fmt: skip
+    schedule = cut.whole, cut.split, cut.splits, min(_PANEL, _ceil_div(desc.m, cut.tokens))
+    code = _module(desc.element, tiling.groups_of_block)
+    name = f"awq_gemm_tiled_wide_sm90a_{desc.element.name.lower()}_t{cut.tokens}_g{tiling.groups_of_block}"
     main = Launch(
-        f"awq_gemm_tiled_wide_sm90a_{desc.element.name.lower()}_t{tokens}_g{tiling.groups_of_block}",
-        (_tiles(desc), 1, splits),
-        (_constant(desc, "kWideThreads"), 1, 1),
-        (*operands(desc), Pointer(WORKSPACE), token_boxes(desc, tokens, 1), stages),
-        stages * stage,
+        name,
+        (cut.blocks, 1, 1),
+        (_constant("kWideThreads" if cut.tokens <= _constant("kWideFewTokens") else "kWideManyThreads"), 1, 1),
+        (*operands(desc), Pointer(WORKSPACE), boxes, stages, *schedule),
+        shared_nbytes(stages),
+        code,
         overlaps=True,
     )
-    return (main,) if splits == 1 else (main, reduce_launch(desc, splits))
+    if not cut.split:
+        return (main,)
+    tokens = _constant("kWideFinishTokens")
+    finish = Launch(
+        f"{name}_finish",
+        (cut.split * _TILES * cut.tokens // tokens, 1, 1),
+        (_constant("kWideFinishThreads"), 1, 1),
+        (*operands(desc), Pointer(WORKSPACE), *schedule),
+        tokens * _BOX_ROW_BYTES,
+        code,
+    )
+    return main, finish
 
 
 def _workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
-    splits = _splits(desc, device)
-    return splits * desc.m * desc.oc * 4 if splits > 1 else 0
+    return _cut(desc, device).partial_nbytes
+
+
+# Of the peak that tiles of so many tokens reach (H100). The fewer they are, the more often a weight is made.
+_SHARE_OF_PEAK = {32: 0.29, 64: 0.5, 128: 0.73, 256: 0.84}
+_ALONE = 0.6  # of the time of two thread blocks that share an SM: what one takes that has it for itself
+
+
+def _cut_us(desc: Int4AwqGemmDescriptor, device: Device, cut: _Cut) -> float:
+    depth = _ceil_div(desc.ic, TILE_COLUMNS)
+    sms, resident = max(device.sm_count, 1), _resident(desc, cut.tokens)
+    rounds = _ceil_div(cut.whole, sms * resident)
+    blocks = rounds * depth + (_ceil_div(depth, cut.splits) if cut.split else 0)  # one after the other
+    flop = 2 * _constant("kTiledTileChannels") * cut.tokens * TILE_COLUMNS
+    block_us = flop * sms * resident / (device.flop_per_us * _SHARE_OF_PEAK[cut.tokens])
+    if resident > 1 and cut.blocks <= sms:
+        block_us *= _ALONE
+    finish_us = 2.0 + 2 * cut.partial_nbytes / device.bytes_per_us if cut.split else 0.0
+    return 3.0 + rounds + blocks * block_us + finish_us
 
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
-    tokens, splits = _tokens(desc.m), _splits(desc, device)
-    blocks = _tiles(desc) * splits
-    busy = blocks / (_ceil_div(blocks, device.sm_count) * device.sm_count) if device.sm_count else 1.0
-    flop = 2 * _ceil_div(desc.m, tokens) * tokens * desc.ic * desc.oc
-    arithmetic = flop / (device.flop_per_us * 0.5 * max(busy, 1e-3))
-    partials = 2 * splits * desc.m * desc.oc * 4 / device.bytes_per_us + 2.5 if splits > 1 else 0.0
-    return 4.0 + max(arithmetic, streaming_us(desc, device, 0.7 * min(1.0, busy * 1.5))) + partials
+    return max(_cut_us(desc, device, _cut(desc, device)), 4.0 + streaming_us(desc, device, 0.7))
 
 
 _LIMITS = (
@@ -104,7 +183,7 @@ _LIMITS = (
     at_most("m", _INT, why="the kernel takes it as a 32-bit int"),
     at_most("ic", _INT - (TILE_COLUMNS - 1), why="the kernel rounds it up to whole blocks in a 32-bit int"),
     at_most("oc", _INT, why="the kernel takes it as a 32-bit int"),
-    at_most("outputs", 64 * 128 << 30, why="a grid has at most 2^31 blocks"),
+    at_most("outputs", 64 * 128 << 30, why="the kernel counts tiles in a 32-bit int"),
 )
 
 
@@ -122,12 +201,12 @@ def wide_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
                 OpCategory.QUANTIZATION, QuantizeKind.INT4_AWQ_GEMM, element, ElementKind.U4, LayoutSku.RCR, epilogue,
                 _ARCH, BackendKind.BESPOKE, guarantee(element, batch_invariant=False), f"wide_{layout.value}",
             ),
-            PtxCode(_module(element), _ARCH, _launches),
+            PtxCode(_module(element, 1), _ARCH, _launches),
             cost=_cost,
             rules=(reads, *scales[element], *_LIMITS),
             workspace=_workspace,
             alignment={"activation": 16, "weight_packed": 16},
-            doc="many rows: weights made on the way to the tensor cores; cuts ic only as far as that fills the GPU",
+            doc="many rows: weights made on the way to the tensor cores; cuts ic only where that fills the GPU",
         )
         for element, epilogue in product((ElementKind.F16, ElementKind.BF16), EpilogueKind)
     )  # fmt: skip

@@ -41,6 +41,9 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
         # On a slice of a GPU, several tiles a thread block: x in one chunk, and in more than its slots take.
         bp.Int4AwqGemmDescriptor(3, 128, 520, -1, None, _TILED, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(16, 4224, 520, -1, None, _TILED, bp.ElementKind.BF16),
+        # There, more tiles than SMs take at a time, so short that no wait for a stage parts one from the next.
+        *(bp.Int4AwqGemmDescriptor(20, 256, 2056, 128, None, _TILED, element)
+          for element in (bp.ElementKind.F16, bp.ElementKind.BF16)),
     ),
     "int4_awq_dequantize": (
         # Several tiles each way, the last ones ragged; every number of groups of a block; scales of the other element.

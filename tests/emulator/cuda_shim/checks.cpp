@@ -112,13 +112,20 @@ void check_landed(const Region& region, const char* address, const Byte& byte, i
   }
 }
 
-// The reads of one warp at a time: how far others have come says nothing of it.
-void check_reads_of_warps(const Region& region, const char* address, const Byte& byte, int thread) {
+// A warp whose read of the byte no barrier parts from what the thread does now; kNobody when there is none. One warp at a
+// time: how far others have come says nothing of it.
+int warp_that_reads(const Region& region, const char* address, const Byte& byte, int thread) {
   const std::uint32_t* read_steps = &region.read_steps[static_cast<std::size_t>(address - region.begin) * kWarps];
-  for (int warp = 0; warp < kWarps; ++warp) {
-    if ((byte.warps >> warp & 1u) == 0 || after_step(thread, warp, read_steps[warp])) continue;
-    report(region, address, "a write to bytes that warp %d read since the last barrier", warp);
+  for (std::uint32_t left = byte.warps; left != 0; left &= left - 1) {
+    const int warp = __builtin_ctz(left);
+    if (!after_step(thread, warp, read_steps[warp])) return warp;
   }
+  return kNobody;
+}
+
+void check_reads_of_warps(const Region& region, const char* address, const Byte& byte, int thread) {
+  const int warp = warp_that_reads(region, address, byte, thread);
+  if (warp != kNobody) report(region, address, "a write to bytes that warp %d read since the last barrier", warp);
 }
 
 void check_write(const Region& region, const char* address, const Byte& byte, int thread) {
@@ -196,15 +203,17 @@ void note_read(int thread, const void* address, std::size_t nbytes) {
     if (byte.written < block_begin) report(region, at, "a read of bytes that the block has not written%.0d", 0);
     check_written(region, at, byte, thread);
     const int warp = thread / kWarpLanes;
+    bool alone = byte.read != interval;  // all earlier reads lie before this one: what is after it is after them
     if (!known.empty()) {
       if (region.read_steps.size() < region.bytes.size() * kWarps) region.read_steps.resize(region.bytes.size() * kWarps);
-      if (byte.read != interval) byte.warps = 0;
+      alone = alone || (byte.reader != thread && warp_that_reads(region, at, byte, thread) == kNobody);
+      if (alone) byte.warps = 0;
       byte.warps |= 1u << warp;
       region.read_steps[static_cast<std::size_t>(at - region.begin) * kWarps + static_cast<std::size_t>(warp)] =
           static_cast<std::uint32_t>(steps[warp]);
     }
-    byte.reader = byte.read == interval && byte.reader != thread ? kSeveral : thread;
-    byte.reading_warp = byte.read == interval && byte.reading_warp != warp ? kSeveral : warp;
+    byte.reader = alone || byte.reader == thread ? thread : kSeveral;
+    byte.reading_warp = alone || byte.reading_warp == warp ? warp : kSeveral;
     byte.read = interval;
     byte.read_step = steps[warp];
   });

@@ -50,9 +50,9 @@ struct Random {
 Random order;
 Thread threads[kMaxThreads];
 Warp warps[kMaxThreads / kWarpLanes];
-constexpr int kPartialBarriers = 15;  // that a block has besides the one of __syncthreads()
+constexpr int kBarriers = 16;  // of a block; number 0 is the one of __syncthreads()
 int thread_count, at_barrier, ended;
-int at_partial_barrier[kPartialBarriers];
+int at_partial_barrier[kBarriers];
 void* scheduler_stack_pointer;
 char* stacks;  // one every kStackPeriod bytes, an inaccessible page below each
 
@@ -247,15 +247,15 @@ void block_barrier() {
   suspend(State::kAtBarrier);
 }
 
-void partial_barrier(int count, int id) {
-  if (id < 0 || id >= kPartialBarriers) fail("there is no partial barrier %d", id);
-  running->partial_barrier = id;
-  if (++at_partial_barrier[id] < count) return suspend(State::kAtPartialBarrier);
-  at_partial_barrier[id] = 0;
+void partial_barrier(int count, int number) {
+  if (number < 1 || number >= kBarriers) fail("there is no partial barrier %d", number);
+  running->partial_barrier = number;
+  if (++at_partial_barrier[number] < count) return suspend(State::kAtPartialBarrier);
+  at_partial_barrier[number] = 0;
   running->state = State::kAtPartialBarrier;
   std::vector<int> passing;
   for (int i = 0; i < thread_count; ++i) {
-    if (threads[i].state == State::kAtPartialBarrier && threads[i].partial_barrier == id) passing.push_back(i);
+    if (threads[i].state == State::kAtPartialBarrier && threads[i].partial_barrier == number) passing.push_back(i);
   }
   pass_partial_barrier(passing);
   for (const int i : passing) threads[i].state = State::kReady;

@@ -42,6 +42,12 @@ struct MatrixLoad {
 };
 void ldmatrix_x4(void* const (&operands)[kWarpLanes]);
 
+struct MatrixStore {
+  const unsigned (&fragments)[4];
+  unsigned address;
+};
+void stmatrix_x4_transposed(void* const (&operands)[kWarpLanes]);
+
 struct MatrixMultiply {
   float (&d)[4];
   const unsigned (&a)[4];
@@ -89,7 +95,7 @@ void copy_bulk(unsigned destination, const void* source, unsigned nbytes, unsign
 void copy_box(unsigned destination, const unsigned long long (&map)[16], int x, int y, int z, unsigned mbarrier);
 
 // A barrier of `threads` of the block's threads; those with other numbers have nothing to do with it.
-void partial_barrier(int threads, int id);
+void partial_barrier(int threads, int number);
 
 // Fails unless `address` is a multiple of `nbytes`.
 void check_aligned(const void* address, int nbytes);

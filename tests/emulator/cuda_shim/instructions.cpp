@@ -177,6 +177,22 @@ void ldmatrix_x4(void* const (&operands)[kWarpLanes]) {
   }
 }
 
+void stmatrix_x4_transposed(void* const (&operands)[kWarpLanes]) {
+  constexpr int kMatrices = 4, kMatrixRows = 8, kRowBytes = 16;
+  for (int matrix = 0; matrix < kMatrices; ++matrix) {
+    for (int row = 0; row < kMatrixRows; ++row) {
+      const int lane = matrix * kMatrixRows + row;
+      char* const s_row = shared_pointer(static_cast<const MatrixStore*>(operands[lane])->address, kRowBytes);
+      note_write(running_thread_of_lane(lane), s_row, kRowBytes);
+      for (int column = 0; column < 8; ++column) {
+        const auto& from = *static_cast<const MatrixStore*>(operands[4 * column + row / 2]);
+        const auto item = static_cast<unsigned short>(from.fragments[matrix] >> row % 2 * 16);
+        std::memcpy(s_row + 2 * column, &item, 2);
+      }
+    }
+  }
+}
+
 unsigned fma_pair_f16(unsigned a, unsigned b, unsigned c) { return fma_pair<F16>(a, b, c); }
 unsigned fma_pair_bf16(unsigned a, unsigned b, unsigned c) { return fma_pair<Bf16>(a, b, c); }
 

@@ -6,6 +6,7 @@
 #include "baracuda/bulk_copy.cuh"
 #include "baracuda/cp_async.cuh"
 #include "baracuda/mbarrier.cuh"
+#include "baracuda/store_matrix.cuh"
 #include "baracuda/wgmma.cuh"
 
 using namespace baracuda;
@@ -34,6 +35,13 @@ extern "C" __global__ void fma_bf16(const unsigned* in, unsigned* out) {
   const unsigned* abc = in + 3 * global_index();
   out[global_index()] = fma_pair<__nv_bfloat16>(abc[0], abc[1], abc[2]);
 }
+// in: a and b of each thread.
+extern "C" __global__ void mul_f16(const unsigned* in, unsigned* out) {
+  out[global_index()] = mul_pair<__half>(in[2 * global_index()], in[2 * global_index() + 1]);
+}
+extern "C" __global__ void mul_bf16(const unsigned* in, unsigned* out) {
+  out[global_index()] = mul_pair<__nv_bfloat16>(in[2 * global_index()], in[2 * global_index() + 1]);
+}
 // in: a, b and the selector of each thread.
 extern "C" __global__ void permute(const unsigned* in, unsigned* out) {
   const unsigned* operands = in + 3 * global_index();
@@ -58,6 +66,21 @@ void multiply(const unsigned short* in, float* out) {
 }
 extern "C" __global__ void mma_f16(const unsigned short* in, float* out) { multiply<__half>(in, out); }
 extern "C" __global__ void mma_bf16(const unsigned short* in, float* out) { multiply<__nv_bfloat16>(in, out); }
+
+// One warp. in: a (16, 16), row-major, of 2-byte elements; out: its transpose, by fragments of mma's operand A.
+extern "C" __global__ void transpose(const unsigned short* in, unsigned* out) {
+  unsigned* s_rows = dynamic_shared<unsigned>();
+  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
+  unsigned a[4];
+  for (int i = 0; i < 4; ++i) {
+    const unsigned short* g_pair = in + (g + 8 * (i % 2)) * 16 + 2 * t + 8 * (i / 2);
+    a[i] = g_pair[0] | static_cast<unsigned>(g_pair[1]) << 16;
+  }
+  const int row = lane / 16 * 8 + lane % 8, half = lane / 8 % 2;
+  stmatrix_x4_transposed(shared_address(s_rows + row * 8 + half * 4), a);
+  __syncwarp();
+  for (int i = lane; i < 128; i += 32) out[i] = s_rows[i];
+}
 
 // One warp. in: 16 words of a map, then x, y and z; out: the box (4, 8, 64) of 2-byte elements, as it lies in shared memory.
 extern "C" __global__ void box(const unsigned long long* in, unsigned* out) {
@@ -98,7 +121,7 @@ void multiply_by_warpgroup(const unsigned short* in, float* out) {
   }
   float d[kColumns / 2] = {};
   wgmma_fence();
-  wgmma_m64k16<Element>(d, a, wgmma_rows(address + 64));
+  wgmma_m64k16<Element>(d, a, wgmma_step(wgmma_rows(address), 2));
   wgmma_commit();
   wgmma_wait<0>();
   for (int i = 0; i < kColumns / 2; ++i) {
@@ -107,6 +130,10 @@ void multiply_by_warpgroup(const unsigned short* in, float* out) {
 }
 extern "C" __global__ void wgmma_f16_32(const unsigned short* in, float* out) { multiply_by_warpgroup<__half, 32>(in, out); }
 extern "C" __global__ void wgmma_f16_64(const unsigned short* in, float* out) { multiply_by_warpgroup<__half, 64>(in, out); }
+extern "C" __global__ void wgmma_f16_256(const unsigned short* in, float* out) { multiply_by_warpgroup<__half, 256>(in, out); }
+extern "C" __global__ void wgmma_bf16_256(const unsigned short* in, float* out) {
+  multiply_by_warpgroup<__nv_bfloat16, 256>(in, out);
+}
 extern "C" __global__ void wgmma_bf16_128(const unsigned short* in, float* out) {
   multiply_by_warpgroup<__nv_bfloat16, 128>(in, out);
 }

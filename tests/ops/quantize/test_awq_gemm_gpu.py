@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import baracuda_py as bp
+from baracuda_py.ops.quantize import awq_gemm_sm90a_wide as wide
 from baracuda_py.ops.quantize.awq_gemm import OP
 from baracuda_py.testing.calls import serves
 from baracuda_py.vocab.enums import ArchSku, ElementKind, EpilogueKind
@@ -295,7 +296,37 @@ def test_reruns_alone_and_beside_a_busy_stream_give_the_same_bits(torch, m, layo
         assert not differing.item(), f"{kernel.sku}: {differing.item()} elements differed over {RERUNS} reruns"
 
 
-@pytest.mark.parametrize("rows", [1, 9, 40])
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda e: e.name)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("tokens", [32, 64, 128, 256])
+def test_wide_tiles_of_every_size_are_right_whole_and_split(torch, monkeypatch, tokens, group_size, element):
+    ic, oc = 2176, 264
+    device = bp.default_registry().device(0)
+    # Three tiles of channels; with them a round of thread blocks, two an SM at most, and some tiles more.
+    rows = -(-2 * device.sm_count // 3) * tokens + tokens // 2 + 1
+    layer = Layer(torch, ic, oc, group_size, TILED, element)
+    kernels = [kernel for kernel in _kernels(layer.descriptor(rows)) if kernel.sku.variant == "wide_tiled"]
+    if not kernels:
+        pytest.skip("sm90a code does not run here")
+    monkeypatch.setattr(wide, "_cut", lambda desc, device: wide._Cut.of(desc, device, tokens, splitting=True))
+    x = layer.activation(rows)
+    bias = torch_randn(torch, (oc,), layer.random).to(layer.dtype)
+    for kernel in kernels:
+        plan, _ = _plan(kernel, layer.descriptor(rows))
+        assert [f"_t{tokens}_" in launch.entry for launch in plan.launches] == [True, True]
+        error = _error(torch, _run(layer, kernel, x), x.double() @ layer.weight)
+        assert error <= relative_tolerance(kernel.sku.precision_guarantee, element)
+    for epilogue in (EpilogueKind.BIAS, EpilogueKind.BIAS_GELU):
+        (kernel,) = (one for one in _kernels(layer.descriptor(rows, epilogue=epilogue))
+                     if one.sku.variant == "wide_tiled")  # fmt: skip
+        exact = x.double() @ layer.weight + bias.double()
+        if epilogue is EpilogueKind.BIAS_GELU:
+            exact = torch.nn.functional.gelu(exact)
+        error = _error(torch, _run(layer, kernel, x, bias, epilogue), exact)
+        assert error <= relative_tolerance(kernel.sku.precision_guarantee, element)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 40, 300])
 @pytest.mark.parametrize("variant", ["bulk_tiled", "wide_tiled"])
 def test_a_chain_of_overlapping_launches_makes_the_bits_of_plain_ones(torch, variant, rows):
     # Each layer reads what the launch before it writes, and begins while that one ends.

@@ -226,21 +226,50 @@ def test_the_tiles_and_warps_of_bulk_copies_do_not_depend_on_m(oc, ic, group_siz
         assert tokens <= int(re.search(r"_t(\d+)_", launch.entry)[1])
 
 
-@pytest.mark.parametrize("m", [1, 32, 33, 64, 65, 200, 4096])
-@pytest.mark.parametrize(("oc", "ic"), SHAPES)
-def test_warpgroups_fill_the_gpu_once_or_take_all_of_ic(oc, ic, m):
-    desc = bp.Int4AwqGemmDescriptor(m, ic, oc, 32, split_k_iters=None, weight_layout=TILED)
+def _wide(m, ic, oc, group_size=32):
+    desc = bp.Int4AwqGemmDescriptor(m, ic, oc, group_size, split_k_iters=None, weight_layout=TILED)
     (wide,) = (one.sku for one in bp.explain(desc, "sm_90a").candidates
                if one.refusal is None and one.sku.variant == "wide_tiled")  # fmt: skip
-    plan = bp.default_registry().plan(wide, desc, "sm_90a")
-    across, _, splits = plan.launches[0].grid
-    tokens = int(re.search(r"_t(\d+)_", plan.launches[0].entry)[1])
-    assert across == -(-m // tokens) * -(-oc // 128)
-    assert splits == 1 or across * splits <= 132
-    assert len(plan.launches) == (1 if splits == 1 else 2)
-    assert plan.workspace_size == (0 if splits == 1 else splits * m * oc * 4)
-    assert plan.launches[0].shared_bytes <= 227 * 1024
-    assert plan.launches[0].overlaps
+    return bp.default_registry().plan(wide, desc, "sm_90a")
+
+
+@pytest.mark.parametrize("group_size", [128, 64, 32])
+@pytest.mark.parametrize("m", [1, 32, 33, 64, 65, 200, 512, 4096])
+@pytest.mark.parametrize(("oc", "ic"), SHAPES)
+def test_warpgroups_take_every_tile_whole_or_in_parts(oc, ic, m, group_size):
+    group_size = min(group_size, ic)
+    plan = _wide(m, ic, oc, group_size)
+    main, *rest = plan.launches
+    *_, stages, whole, split, splits, panel = main.parameters
+    tokens = int(re.search(r"_t(\d+)_", main.entry)[1])
+    slots = 132 * (2 if tokens == 32 and group_size != 32 else 1)
+    assert whole + split == -(-m // tokens) * -(-oc // 128)
+    assert main.grid == (min(slots, max(whole, split * splits)), 1, 1) or main.grid[0] == slots
+    assert split * splits <= main.grid[0]
+    assert (splits > 1) == (split > 0) == (len(rest) == 1)
+    assert plan.workspace_size == split * splits * 128 * tokens * 4
+    assert main.shared_bytes <= (227 if slots == 132 else 113) * 1024
+    assert stages >= 2
+    assert panel >= 1
+    assert main.overlaps
+    for finish in rest:
+        assert finish.grid == (split * tokens // 8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("oc", "ic", "m", "tokens", "whole", "split", "splits"),
+    [
+        (4096, 4096, 128, 128, 0, 32, 4),  # few tiles
+        (8192, 8192, 256, 128, 128, 0, 1),  # nearly one round
+        (8192, 8192, 4096, 256, 1024, 0, 1),
+        (14336, 4096, 512, 256, 224, 0, 1),  # a last round of 92 tiles
+        (14336, 4096, 1024, 256, 396, 52, 2),
+    ],
+)
+def test_an_h100_has_these_tiles(oc, ic, m, tokens, whole, split, splits):
+    main = _wide(m, ic, oc, 128).launches[0]
+    assert f"_t{tokens}_" in main.entry
+    assert main.parameters[-4:-1] == (whole, split, splits)
 
 
 def test_bf16_scales_are_not_multiplied_in_f16():

@@ -238,7 +238,7 @@ __device__ __forceinline__ void awq_gemm_tiled_tile(const AwqGemmOperands<Elemen
   }
   const auto wait_for_stage = [&] {  // the oldest of those that are on their way
     cp_async_wait<Tile::kStages - 2>();
-    partial_barrier<Tile::kSliceThreads>(slice);
+    partial_barrier<Tile::kSliceThreads>(slice + 1);
   };
 
   float sums[Tile::kTilesM][Tile::kTilesN][4] = {};

@@ -1,26 +1,38 @@
 // The kernel of awq_gemm for TILED weights (awq_tiles.cuh) and many tokens on sm_90a: y^T = W x^T by warpgroup instructions,
-// weights as operand A, which is in registers, x as operand B, which they read from shared memory. k is cut over blockIdx.z.
+// weights as operand A, which is in registers, x as operand B, which they read from shared memory.
 //
-// A CTA computes 128 output channels of kTokens tokens over one range of k. One warp copies: in a ring of stages, a block of
-// 128 input channels each, two tiles' packed weights by bulk copies and x as boxes. Two warpgroups take a tile of 64 channels
-// each, a warp 16 of them. While the tensor cores work on one half of a block, the other half's weights are made.
+// A CTA computes tiles of 128 output channels of kTokens tokens, one after the other (WideSchedule). One warp copies, into
+// rings, boxes of x of 64 input channels and blocks of packed weights of 128, ahead of two warpgroups, which take 64 channels
+// each, a warp 16 of them. While the tensor cores work on k16 steps, the next ones' weights are made.
 //
-// A weight is (q - z) * s, rounded to the element's type once; sums are f32, over all of the range.
+// A weight is (q - z) * s, rounded to the element's type once; sums are f32, over all of a range.
 //
 // Weights as wgmma's operand A from registers: CUTLASS's example 55; dequantising under running instructions, and the rest
 // of the schedule, is our prototype's.
 #pragma once
 
-#include "baracuda/awq_gemm_sums.cuh"
-#include "baracuda/awq_gemm_tiled_tile.cuh"
+#include "baracuda/awq_gemm_tiled_block.cuh"
+#include "baracuda/awq_gemm_wide_schedule.cuh"
+#include "baracuda/awq_gemm_wide_store.cuh"
 #include "baracuda/bulk_copy.cuh"
 #include "baracuda/grid_dependency.cuh"
 #include "baracuda/mbarrier.cuh"
-#include "baracuda/partial_barrier.cuh"
+#include "baracuda/register_count.cuh"
 #include "baracuda/ring_place.cuh"
+#include "baracuda/shared_memory.cuh"
+#include "baracuda/warp_uniform.cuh"
 #include "baracuda/wgmma.cuh"
 
 namespace baracuda {
+
+BARACUDA_CONSTANT(kWideTwoTokens, 32);  // up to here, and this many groups, an SM takes two CTAs
+BARACUDA_CONSTANT(kWideTwoGroups, 2);
+BARACUDA_CONSTANT(kWideFewTokens, 128);    // up to here a warp copies, beyond a warpgroup
+BARACUDA_CONSTANT(kWideThreads, 288);
+BARACUDA_CONSTANT(kWideManyThreads, 384);  // registers come as if warps came in fours: this bounds them for 288 too
+
+constexpr int kBlockSteps = kBlockDepth / 16;  // k16 steps of a block
+constexpr unsigned kStageBarrierBytes = 2 * kBarrierBytes;
 
 // Shapes of one entry point.
 template <int kTokenCount, int kGroupCount>
@@ -28,93 +40,129 @@ struct WideShape {
   static constexpr int kTokens = kTokenCount;
   static constexpr int kGroups = kGroupCount;  // of a block
   static constexpr int kSums = kTokens / 2;    // of a thread
-  static constexpr int kTiles = kTiledTileChannels / kTileChannels;
-  static constexpr int kTileWarps = kTileChannels / 16;  // a warpgroup
-  static constexpr int kWarps = kTiles * kTileWarps;     // that compute
-  static constexpr int kThreads = (kWarps + 1) * kWarpLanes;
+  // Few sums and groups leave an SM room for two CTAs, of which one computes while the other waits.
+  static constexpr int kResident = kTokens <= kWideTwoTokens && kGroups <= kWideTwoGroups ? 2 : 1;
+  static constexpr int kSteps = kResident == 2 ? 1 : 2;  // k16 steps that are multiplied, and made, at a time
+  static constexpr int kRounds = kBlockSteps / kSteps;   // of a block
+  // Of fragments. Two may be read by instructions that run while one is made; with two, one of those is waited for first.
+  static constexpr int kSets = kResident == 2 ? 2 : 4;
+  static constexpr int kTiles = kTiledTileChannels / kTileChannels;  // a warpgroup each
+  static constexpr int kTileWarps = kWarpgroupThreads / kWarpLanes;
+  static constexpr int kWarps = kTiles * kTileWarps;  // that compute
+  // Where 168 registers a thread are too few, a whole warpgroup copies, and gives up most of its own.
+  static constexpr bool kMovesRegisters = kTokens > kWideFewTokens;
+  static constexpr int kThreads = kMovesRegisters ? kWideManyThreads : kWideThreads;
   static constexpr unsigned kTileBytes = kBlockHalves * block_bytes(kGroups);  // of a tile, in one column of blocks
   static constexpr unsigned kWeightBytes = kTiles * kTileBytes;
-  static constexpr unsigned kRowBytes = 128;  // of a box: 64 input channels
-  static constexpr unsigned kBoxBytes = kTokens * kRowBytes;
-  static constexpr unsigned kTokenBytes = 2 * kBoxBytes;  // of a block
-  static constexpr int kSumPitch = kTiledTileChannels + 4;  // so that lanes of other tokens write to distinct banks
-  static_assert(2 * (kTokenBytes + kWeightBytes) >= kTokens * kSumPitch * 4, "the sums take the place of two stages");
+  static constexpr unsigned kBoxBytes = kTokens * 128;  // 64 input channels
+  static constexpr int kStoreTokens = kWideStoreBytes / kStoreRowBytes;  // that a warpgroup stores at a time
+  static_assert(kWideThreads == (kWarps + 1) * kWarpLanes && kWideManyThreads == (kWarps + kTileWarps) * kWarpLanes,
+                "one warp copies, or one warpgroup");
   static_assert(kBoxBytes % 1024 == 0, "operand B begins at multiples of 1024 bytes");
 };
 
-// The weights of a warp in half a block as operand A, one fragment a k16 step, and what they are made of.
+// Whether scales may be of the other element: a bf16 one may lie beyond f16's range.
+template <typename Element>
+constexpr bool kScalesVary = false;
+template <>
+constexpr bool kScalesVary<__nv_bfloat16> = true;
+
+// The weights of a warp in a block as operand A, and what they are made of.
 template <typename Shape, typename Element>
 struct WideWeights {
-  static constexpr int kSteps = 4;  // k16 steps of half a block
+  bool scales_bf16;
   uint4 r_words[2];
-  unsigned r_zeros[Shape::kGroups];
-  unsigned r_scales[Shape::kGroups];  // of rows r and r + 8
-  unsigned r_fragments[2][kSteps][4];
+  unsigned r_group_scales[Shape::kGroups];  // of rows r and r + 8
+  unsigned r_group_zeros[Shape::kGroups];
+  unsigned r_scales[2];  // of the group that is made: of a row each, in both halves
+  unsigned r_zeros[2];   // zero_term
+  unsigned r_fragments[Shape::kSets][Shape::kSteps][4];
 
   __device__ __forceinline__ void load(const SharedBlocks<Shape>& block, int tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) r_words[half] = block.words(tile, half);
 #pragma unroll
     for (int group = 0; group < Shape::kGroups; ++group) {
-      r_zeros[group] = block.zeros(group, tile);
-      r_scales[group] = block.scales(group, tile);
+      r_group_zeros[group] = block.zeros(group, tile);
+      r_group_scales[group] = block.scales(group, tile);
     }
   }
 
-  template <int kHalf>
-  __device__ __forceinline__ void make(bool scales_bf16) {
+  // The rounds of a block in their order: after the last, none needs what has been loaded.
+  __device__ __forceinline__ void make(int round) {
     using Pair = Int4Pair<Element>;
-    const unsigned words[kSteps] = {r_words[kHalf].x, r_words[kHalf].y, r_words[kHalf].z, r_words[kHalf].w};
+    const unsigned words[kBlockSteps] = {r_words[0].x, r_words[0].y, r_words[0].z, r_words[0].w,
+                                         r_words[1].x, r_words[1].y, r_words[1].z, r_words[1].w};
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      const int group = (kHalf * kSteps + step) * Shape::kGroups / (2 * kSteps);
-      const float2 scales = scale_pair_to_f32(r_scales[group], scales_bf16);
-      const unsigned upper_scale = pair_from_f32<Element>(scales.x, scales.x);
-      const unsigned lower_scale = pair_from_f32<Element>(scales.y, scales.y);
-      const unsigned upper = Pair::template zero_term<0>(nibble(r_zeros[group], 0));
-      const unsigned lower = Pair::template zero_term<1>(nibble(r_zeros[group], 1));
-      unsigned(&a)[4] = r_fragments[kHalf][step];
-      a[0] = fma_pair<Element>(Pair::template spread_pair<0>(words[step], upper), upper_scale, 0);
-      a[1] = fma_pair<Element>(Pair::template spread_pair<1>(words[step], lower), lower_scale, 0);
-      a[2] = fma_pair<Element>(Pair::template spread_pair<2>(words[step], upper), upper_scale, 0);
-      a[3] = fma_pair<Element>(Pair::template spread_pair<3>(words[step], lower), lower_scale, 0);
+    for (int i = 0; i < Shape::kSteps; ++i) {
+      const int step = round * Shape::kSteps + i;
+      if (step * Shape::kGroups % kBlockSteps == 0) begin_group(step * Shape::kGroups / kBlockSteps);
+      unsigned(&a)[4] = r_fragments[round % Shape::kSets][i];
+      a[0] = mul_pair<Element>(Pair::template spread_pair<0>(words[step], r_zeros[0]), r_scales[0]);
+      a[1] = mul_pair<Element>(Pair::template spread_pair<1>(words[step], r_zeros[1]), r_scales[1]);
+      a[2] = mul_pair<Element>(Pair::template spread_pair<2>(words[step], r_zeros[0]), r_scales[0]);
+      a[3] = mul_pair<Element>(Pair::template spread_pair<3>(words[step], r_zeros[1]), r_scales[1]);
     }
   }
 
-  // Starts the products of one half with a box of x.
-  template <int kHalf>
-  __device__ __forceinline__ void multiply(float (&sums)[Shape::kSums], unsigned s_box) {
+  // Starts the products of a round with a box of x.
+  __device__ __forceinline__ void multiply(int round, float (&sums)[Shape::kSums], unsigned long long rows) {
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      wgmma_m64k16<Element>(sums, r_fragments[kHalf][step], wgmma_rows(s_box + 32 * step));
+    for (int i = 0; i < Shape::kSteps; ++i) {
+      const int step = round * Shape::kSteps + i;
+      wgmma_m64k16<Element>(sums, r_fragments[round % Shape::kSets][i], wgmma_step(rows, step % 4));
     }
     wgmma_commit();
   }
+
+ private:
+  __device__ __forceinline__ void begin_group(int group) {
+    using Pair = Int4Pair<Element>;
+    unsigned scales = r_group_scales[group];
+    if constexpr (kScalesVary<Element>) {
+      const float2 rounded = scale_pair_to_f32(scales, scales_bf16);
+      scales = pair_from_f32<Element>(rounded.x, rounded.y);
+    }
+    r_scales[0] = join_low_halves(scales, scales);
+    r_scales[1] = join_high_halves(scales, scales);
+    r_zeros[0] = Pair::template zero_term<0>(nibble(r_group_zeros[group], 0));
+    r_zeros[1] = Pair::template zero_term<1>(nibble(r_group_zeros[group], 1));
+  }
 };
+
+// Where the part of a warpgroup begins: (parts, tiles of a CTA, kTokens / 8, threads), four sums of an n8 tile each.
+template <typename Shape>
+__device__ __forceinline__ long long part_offset(int part, int tile) {
+  return (static_cast<long long>(part) * Shape::kTiles + tile) * (Shape::kTokens / 8 * kWarpgroupThreads);
+}
 
 template <typename Shape, typename Element>
 __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Element>& operands,
-                                                    float* __restrict__ g_partials,  // (ranges, m, oc)
-                                                    const TensorMap* x_map, int stages) {
+                                                    float4* __restrict__ g_parts, const TensorMap* x_map,
+                                                    const WideSchedule& schedule, int stages) {
   unsigned char* s_memory = dynamic_shared_for_boxes();
   const unsigned s_base = shared_address(s_memory);
-  const unsigned weights = stages * Shape::kTokenBytes;  // the ring of x lies before that of weights
-  const unsigned s_full = s_base + weights + stages * Shape::kWeightBytes;
-  const unsigned s_empty = s_full + stages * kBarrierBytes;
+  // A block's weights lie in a ring of half as many places: they have been read when its first box may be overwritten.
+  const int slots = (stages + 1) / 2;
+  const unsigned weights = stages * Shape::kBoxBytes;
+  const unsigned rows = weights + slots * Shape::kWeightBytes;
+  // A stage's barriers: that it is full, and behind it that it is empty.
+  const unsigned s_barriers = s_base + rows + Shape::kTiles * kWideStoreBytes;
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-  const TiledRange range = tiled_range<Shape>(operands.m, operands.ic);
-  const long long all_tiles = (static_cast<long long>(operands.oc) + kTileChannels - 1) / kTileChannels;
-  const long long first_tile = range.first_channel / kTileChannels;
-  const int tiles = first_tile + 1 < all_tiles ? Shape::kTiles : 1;  // the last CTA may have one
+  WideWorks works(schedule);
+  WideWork work;
+  RingPlace stage;
+  RingPlace slot;
 
-  const bool copies = warp == Shape::kWarps;
-  if (copies) {
-    if (lane == 0) {
-      for (int stage = 0; stage < stages; ++stage) {
-        mbarrier_init(s_full + stage * kBarrierBytes, 1);
-        mbarrier_init(s_empty + stage * kBarrierBytes, tiles * Shape::kTileWarps);
+  const bool computes = warp < Shape::kWarps;
+  const bool copies = warp == Shape::kWarps && lane == 0;
+  if (!computes) {
+    if (copies) {
+      for (int place = 0; place < stages; ++place) {
+        mbarrier_init(s_barriers + place * kStageBarrierBytes, 1);
+        mbarrier_init(s_barriers + place * kStageBarrierBytes + kBarrierBytes, Shape::kWarps);
       }
       mbarrier_fence_init();
     }
@@ -122,85 +170,154 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
   }
   __syncwarp();
   __syncthreads();  // the barriers can be used
-  if (copies) {
-    if (lane != 0) return;
-    const long long columns = (operands.ic + kBlockDepth - 1) / kBlockDepth;
+  if (!computes) {
+    if constexpr (Shape::kMovesRegisters) lower_register_count<40>();
+    if (!copies) return;
+    const unsigned char* g_weights = reinterpret_cast<const unsigned char*>(operands.weights);
+    const long long last_tile = (static_cast<long long>(operands.oc) + kTileChannels - 1) / kTileChannels - 1;
     grid_dependency_wait();  // x may be what the launch before writes
-    RingPlace stage;
-    for (int block = range.first; block < range.end; ++block) {
-      if (block - range.first >= stages) {
-        mbarrier_wait(s_empty + stage.place * kBarrierBytes, stage.parity ^ 1);
+    int fresh = stages;  // places that have not been filled
+    while (works.next(work)) {
+      const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
+      for (int block = work.first; block < work.end; ++block) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const unsigned s_barrier = s_barriers + stage.place * kStageBarrierBytes;
+          if (fresh > 0) {
+            --fresh;
+          } else {
+            mbarrier_wait(s_barrier + kBarrierBytes, stage.parity ^ 1);
+          }
+          mbarrier_arrive_expecting(s_barrier, Shape::kBoxBytes + (half == 0 ? Shape::kWeightBytes : 0));
+          if (half == 0) {
+#pragma unroll
+            for (int tile = 0; tile < Shape::kTiles; ++tile) {
+              const long long wanted = place.channel / kTileChannels + tile;
+              const long long from = wanted < last_tile ? wanted : last_tile;  // beyond oc: any, nothing is stored
+              bulk_copy(s_base + weights + slot.place * Shape::kWeightBytes + tile * Shape::kTileBytes,
+                        g_weights + (from * schedule.blocks + block) * Shape::kTileBytes, Shape::kTileBytes, s_barrier);
+            }
+            slot.advance(slots);
+          }
+          box_copy(s_base + stage.place * Shape::kBoxBytes, x_map, 0, static_cast<int>(place.token), 2 * block + half,
+                   s_barrier);
+          stage.advance(stages);
+        }
       }
-      const unsigned s_barrier = s_full + stage.place * kBarrierBytes;
-      mbarrier_arrive_expecting(s_barrier, Shape::kTokenBytes + tiles * Shape::kTileBytes);
-      for (int tile = 0; tile < tiles; ++tile) {
-        const unsigned char* g_tile = reinterpret_cast<const unsigned char*>(operands.weights) +
-                                      ((first_tile + tile) * columns + block) * Shape::kTileBytes;
-        bulk_copy(s_base + weights + stage.place * Shape::kWeightBytes + tile * Shape::kTileBytes, g_tile,
-                  Shape::kTileBytes, s_barrier);
-      }
-      box_copy(s_base + stage.place * Shape::kTokenBytes, x_map, 0, static_cast<int>(range.first_token), 2 * block,
-               s_barrier);
-      stage.advance(stages);
     }
     return;
   }
 
+  if constexpr (Shape::kMovesRegisters) raise_register_count<232>();
   const int tile = warp / Shape::kTileWarps;
   const int strip = warp % Shape::kTileWarps;  // of 16 channels
-  float sums[Shape::kSums] = {};
-  if (tile < tiles && range.first < range.end) {
-    const unsigned char* s_blocks = s_memory + weights + tile * Shape::kTileBytes +
-                                    strip / 2 * block_bytes(Shape::kGroups);
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroupThreads;
+  const unsigned char* s_blocks = s_memory + weights + tile * Shape::kTileBytes + strip / 2 * block_bytes(Shape::kGroups);
+  const auto release = [&](int place) {
+    __syncwarp();  // all lanes are done with it
+    if (lane == 0) {
+      mbarrier_arrive(s_barriers + place * kStageBarrierBytes + kBarrierBytes);
+    }
+  };
+#pragma unroll 1
+  while (works.next(work)) {
+    float sums[Shape::kSums];
+#pragma unroll
+    for (int i = 0; i < Shape::kSums; ++i) sums[i] = 0.0f;
     WideWeights<Shape, Element> r_weights;
-    RingPlace stage;
+    r_weights.scales_bf16 = operands.scales_bf16;
+    const auto full = [&] { return s_barriers + stage.place * kStageBarrierBytes; };
     const auto load = [&] {
-      mbarrier_wait(s_full + stage.place * kBarrierBytes, stage.parity);
-      r_weights.load(SharedBlocks<Shape>{s_blocks + stage.place * Shape::kWeightBytes, lane}, strip % 2);
+      r_weights.load(SharedBlocks<Shape>{s_blocks + slot.place * Shape::kWeightBytes, lane}, strip % 2);
+      slot.advance(slots);
     };
+    const auto rows_of = [&](int place) { return wgmma_rows(warp_uniform(s_base + place * Shape::kBoxBytes)); };
+    mbarrier_wait(full(), stage.parity);
     load();
-    r_weights.template make<0>(operands.scales_bf16);
+    r_weights.make(0);
     int before = -1;  // the stage that instructions before these may still read
 #pragma unroll 1
-    for (int block = range.first; block < range.end; ++block) {
-      const int current = stage.place;
-      const unsigned s_box = s_base + current * Shape::kTokenBytes;
-      r_weights.template multiply<0>(sums, s_box);
-      wgmma_wait<1>();  // the block before is done
-      if (before >= 0) {
-        __syncwarp();  // so are all lanes
-        if (lane == 0) {
-          mbarrier_arrive(s_empty + before * kBarrierBytes);
+    for (int block = work.first; block < work.end; ++block) {
+      const bool more = block + 1 < work.end;
+      const int first = stage.place;
+      const unsigned long long first_rows = rows_of(first);
+      stage.advance(stages);
+      const int second = stage.place;
+      const unsigned long long second_rows = rows_of(second);
+      bool ready = false;
+#pragma unroll
+      for (int round = 0; round < Shape::kRounds; ++round) {
+        if (round == Shape::kRounds / 2) {
+          if (!ready) mbarrier_wait(full(), stage.parity);
+          stage.advance(stages);
+        }
+        r_weights.multiply(round, sums, round < Shape::kRounds / 2 ? first_rows : second_rows);
+        if (Shape::kSets == 2) wgmma_wait<1>();
+        // An answer takes as long as weights do to be made.
+        if (round == Shape::kRounds / 2 - 1 || round == Shape::kRounds - 2) ready = mbarrier_ended(full(), stage.parity);
+        if (round + 1 < Shape::kRounds) {
+          r_weights.make(round + 1);
+        } else if (more) {
+          r_weights.make(0);
+        }
+        if (Shape::kSets > 2) wgmma_wait<1>();
+        if (round == 0 && before >= 0) release(before);
+        if (round == Shape::kRounds / 2) release(first);
+        if (round == Shape::kRounds - 2 && more) {
+          if (!ready) mbarrier_wait(full(), stage.parity);
+          load();
         }
       }
-      r_weights.template make<1>(operands.scales_bf16);
-      r_weights.template multiply<1>(sums, s_box + Shape::kBoxBytes);
-      stage.advance(stages);
-      if (block + 1 < range.end) load();
-      wgmma_wait<1>();  // the first half is done
-      if (block + 1 < range.end) r_weights.template make<0>(operands.scales_bf16);
-      before = current;
+      before = second;
     }
     wgmma_wait<0>();
+    release(before);
     wgmma_settle(sums);
-  }
 
-  partial_barrier<Shape::kWarps * kWarpLanes>();  // the rings become the finished sums, (kTokens, channels)
-  float* s_sums = reinterpret_cast<float*>(s_memory);
-  if (tile < tiles) {
+    const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
+    if (work.part == kFinished) {
+      store_warpgroup_sums<Shape::kTokens, Shape::kStoreTokens>(operands, sums, s_memory + rows + tile * kWideStoreBytes,
+                                                               place.token, place.channel + tile * kTileChannels, thread,
+                                                               1 + tile);
+    } else {
+      float4* g_part = g_parts + part_offset<Shape>(work.part, tile) + thread;
 #pragma unroll
-    for (int n = 0; n < Shape::kTokens / 8; ++n) {
-      float* s_token = s_sums + (8 * n + lane % 4 * 2) * Shape::kSumPitch + tile * kTileChannels + strip * 16 + lane / 4;
-      s_token[0] = sums[4 * n];
-      s_token[Shape::kSumPitch] = sums[4 * n + 1];
-      s_token[8] = sums[4 * n + 2];
-      s_token[Shape::kSumPitch + 8] = sums[4 * n + 3];
+      for (int i = 0; i < Shape::kTokens / 8; ++i) {
+        g_part[i * kWarpgroupThreads] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+      }
     }
   }
-  partial_barrier<Shape::kWarps * kWarpLanes>();
-  store_sums<Shape::kTokens, kTiledTileChannels, Shape::kSumPitch>(
-      operands, g_partials, s_sums, range.first_token, range.first_channel, static_cast<int>(threadIdx.x),
-      Shape::kWarps * kWarpLanes);
+}
+
+// The second launch: the partial sums of 16 tokens and 64 channels of a tile that is split, in their order.
+template <typename Shape, typename Element>
+__device__ __forceinline__ void awq_gemm_tiled_wide_finish(const AwqGemmOperands<Element>& operands,
+                                                           const float4* __restrict__ g_parts,
+                                                           const WideSchedule& schedule) {
+  constexpr int kStrips = Shape::kTokens / kWideFinishTokens;
+  unsigned char* s_rows = dynamic_shared<unsigned char>();  // (kWideFinishTokens, 64) of Element
+  const int thread = static_cast<int>(threadIdx.x);
+  const int strip = static_cast<int>(blockIdx.x) % kStrips;
+  const int tile = static_cast<int>(blockIdx.x) / kStrips % Shape::kTiles;
+  const int split_tile = static_cast<int>(blockIdx.x) / (kStrips * Shape::kTiles);
+  const WidePlace place = schedule.template place<Shape::kTokens>(schedule.whole + split_tile);
+  float sums[kWideFinishTokens / 2] = {};
+#pragma unroll 2
+  for (int split = 0; split < schedule.splits; ++split) {
+    const float4* g_part = g_parts + part_offset<Shape>(split_tile * schedule.splits + split, tile) +
+                           strip * (kWideFinishTokens / 8 * kWarpgroupThreads) + thread;
+#pragma unroll
+    for (int i = 0; i < kWideFinishTokens / 8; ++i) {
+      const float4 part = g_part[i * kWarpgroupThreads];
+      sums[4 * i] += part.x;
+      sums[4 * i + 1] += part.y;
+      sums[4 * i + 2] += part.z;
+      sums[4 * i + 3] += part.w;
+    }
+  }
+  store_warpgroup_sums<kWideFinishTokens, kWideFinishTokens>(operands, sums, s_rows,
+                                                             place.token + kWideFinishTokens * strip,
+                                                             place.channel + tile * kTileChannels, thread, 1);
 }
 
 }  // namespace baracuda

@@ -1,37 +1,41 @@
-// The entry points of awq_gemm_tiled_wide.cuh for one element.
+// The entry points of awq_gemm_tiled_wide.cuh for one element and number of groups.
 //
 // awq_gemm for TILED weights and many tokens, warpgroup instructions; oc % 8 == 0, ic % 64 == 0. An entry's name has its
-// tokens (t) and groups of a block of 128 input channels (g). grid (ceil(m / t) * ceil(oc / kTiledTileChannels), 1, split_k),
-// kWideThreads threads, `stages` times 256 * t + 4 * (2048 + 80 g) + 16 bytes of dynamic shared memory, two stages or more.
-// x_map is x as (ic / 64, m, 64) with boxes of (2, t, 64), swizzled over 128 bytes. With one split the outputs are finished
-// here and partials is not touched; with more, split s writes its f32 sums, zeros for an empty range, to partials[s], and
-// awq_gemm_reduce_sm80_<element> finishes.
+// tokens (t) and groups of a block of 128 input channels (g). Of the tiles, kTiledTileChannels channels by t tokens, the
+// first `whole` go round the CTAs of the grid (n, 1, 1); `split` more are cut in `splits` ranges of input channels each, at
+// most one a CTA. `panel` token tiles follow each other before the next channels. x_map is x as (ic / 64, m, 64) with boxes
+// of (1, t, 64), swizzled over 128 bytes.
+//
+// kWideThreads threads, beyond kWideFewTokens tokens kWideManyThreads. Dynamic shared memory: `stages` times 128 * t + 16
+// bytes, half as many times, rounded up, 4 * (2048 + 80 g) bytes, and 2 * kWideStoreBytes; two stages or more.
+//
+// Partial sums of split tiles go to parts, (split, splits, kTiledTileChannels, t) of f32 in an order of their own. The entry
+// `_finish`, grid (split * t / 8, 1, 1), kWideFinishThreads threads, 128 * kWideFinishTokens bytes of dynamic shared memory,
+// adds them, in their order, and stores the outputs.
 #pragma once
 
 #include "baracuda/awq_gemm_tiled_wide.cuh"
 
-namespace baracuda {
+#define BARACUDA_WIDE_SCHEDULE_PARAMETERS int whole, int split, int splits, int panel
+#define BARACUDA_WIDE_SCHEDULE {whole, split, splits, panel, m, oc, (ic + baracuda::kBlockDepth - 1) / baracuda::kBlockDepth}
 
-BARACUDA_CONSTANT(kWideThreads, 288);
-static_assert(kWideThreads == WideShape<64, 1>::kThreads, "the host must launch what it needs");
-
-}  // namespace baracuda
-
-#define BARACUDA_WIDE_ENTRY(name, Element, kTokens, kGroups)                                                       \
-  extern "C" __global__ void __launch_bounds__(baracuda::kWideThreads, 1)                                          \
-      name(BARACUDA_AWQ_GEMM_PARAMETERS(Element), float* __restrict__ partials,                                    \
-           const __grid_constant__ baracuda::TensorMap x_map, int stages) {                                        \
-    baracuda::awq_gemm_tiled_wide<baracuda::WideShape<kTokens, kGroups>>(                                          \
-        baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, partials, &x_map, stages);                  \
+#define BARACUDA_WIDE_ENTRY(name, Element, kTokens, kGroups)                                                            \
+  extern "C" __global__ void __launch_bounds__(baracuda::kWideManyThreads,                                              \
+                                               (baracuda::WideShape<kTokens, kGroups>::kResident))                      \
+      name(BARACUDA_AWQ_GEMM_PARAMETERS(Element), float4* __restrict__ parts,                                           \
+           const __grid_constant__ baracuda::TensorMap x_map, int stages, BARACUDA_WIDE_SCHEDULE_PARAMETERS) {          \
+    baracuda::awq_gemm_tiled_wide<baracuda::WideShape<kTokens, kGroups>>(                                               \
+        baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, parts, &x_map, BARACUDA_WIDE_SCHEDULE, stages);  \
+  }                                                                                                                     \
+  extern "C" __global__ void __launch_bounds__(baracuda::kWideFinishThreads)                                            \
+      name##_finish(BARACUDA_AWQ_GEMM_PARAMETERS(Element), const float4* __restrict__ parts,                            \
+                    BARACUDA_WIDE_SCHEDULE_PARAMETERS) {                                                                \
+    baracuda::awq_gemm_tiled_wide_finish<baracuda::WideShape<kTokens, kGroups>>(                                        \
+        baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, parts, BARACUDA_WIDE_SCHEDULE);                  \
   }
 
-#define BARACUDA_WIDE_ENTRIES(prefix, Element)          \
-  BARACUDA_WIDE_ENTRY(prefix##_t32_g1, Element, 32, 1)  \
-  BARACUDA_WIDE_ENTRY(prefix##_t32_g2, Element, 32, 2)  \
-  BARACUDA_WIDE_ENTRY(prefix##_t32_g4, Element, 32, 4)  \
-  BARACUDA_WIDE_ENTRY(prefix##_t64_g1, Element, 64, 1)  \
-  BARACUDA_WIDE_ENTRY(prefix##_t64_g2, Element, 64, 2)  \
-  BARACUDA_WIDE_ENTRY(prefix##_t64_g4, Element, 64, 4)  \
-  BARACUDA_WIDE_ENTRY(prefix##_t128_g1, Element, 128, 1) \
-  BARACUDA_WIDE_ENTRY(prefix##_t128_g2, Element, 128, 2) \
-  BARACUDA_WIDE_ENTRY(prefix##_t128_g4, Element, 128, 4)
+#define BARACUDA_WIDE_ENTRIES(prefix, Element, kGroups)                 \
+  BARACUDA_WIDE_ENTRY(prefix##_t32_g##kGroups, Element, 32, kGroups)    \
+  BARACUDA_WIDE_ENTRY(prefix##_t64_g##kGroups, Element, 64, kGroups)    \
+  BARACUDA_WIDE_ENTRY(prefix##_t128_g##kGroups, Element, 128, kGroups)  \
+  BARACUDA_WIDE_ENTRY(prefix##_t256_g##kGroups, Element, 256, kGroups)

@@ -34,4 +34,22 @@ __device__ __forceinline__ unsigned fma_pair<__nv_bfloat16>(unsigned a, unsigned
   return result;
 }
 
+// a * b in both halves.
+template <typename Element>
+__device__ __forceinline__ unsigned mul_pair(unsigned a, unsigned b);
+
+template <>
+__device__ __forceinline__ unsigned mul_pair<__half>(unsigned a, unsigned b) {
+  unsigned result;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+template <>
+__device__ __forceinline__ unsigned mul_pair<__nv_bfloat16>(unsigned a, unsigned b) {
+  unsigned result;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
 }  // namespace baracuda

@@ -1,4 +1,4 @@
-// A barrier of some warps of a block, one PTX instruction.
+// Barriers of some warps of a block, one PTX instruction each.
 #pragma once
 
 namespace baracuda {
@@ -10,11 +10,11 @@ __device__ __forceinline__ void partial_barrier() {
   asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
 
-// The same for the threads that call it with this `id`, below 15; 0 is the one without.
+// The one of this number, 1 to 15; that without has 1.
 template <int kThreads>
-__device__ __forceinline__ void partial_barrier(int id) {
+__device__ __forceinline__ void partial_barrier(int number) {
   static_assert(kThreads % 32 == 0, "warps arrive as a whole");
-  asm volatile("bar.sync %0, %1;" ::"r"(id + 1), "n"(kThreads) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(kThreads) : "memory");
 }
 
 }  // namespace baracuda

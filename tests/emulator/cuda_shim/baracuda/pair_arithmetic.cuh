@@ -24,4 +24,17 @@ inline unsigned fma_pair<__nv_bfloat16>(unsigned a, unsigned b, unsigned c) {
   return emulator::fma_pair_bf16(a, b, c);
 }
 
+template <typename Element>
+inline unsigned mul_pair(unsigned a, unsigned b);
+
+template <>
+inline unsigned mul_pair<__half>(unsigned a, unsigned b) {
+  return emulator::fma_pair_f16(a, b, 0x80008000u);
+}
+
+template <>
+inline unsigned mul_pair<__nv_bfloat16>(unsigned a, unsigned b) {
+  return emulator::fma_pair_bf16(a, b, 0x80008000u);
+}
+
 }  // namespace baracuda

@@ -10,6 +10,10 @@ inline unsigned long long wgmma_rows(unsigned address) {
   return 1ull << 62 | 1024ull >> 4 << 32 | 1ull << 16 | (address & 0x3ffffu) >> 4;
 }
 
+inline unsigned long long wgmma_step(unsigned long long rows, int step) {
+  return (rows & ~0xffffffffull) | (static_cast<unsigned>(rows) + 2 * step);
+}
+
 inline void wgmma_fence() { emulator::fence_wgmma(); }
 inline void wgmma_commit() { emulator::commit_wgmma(); }
 
@@ -39,6 +43,10 @@ inline void wgmma_m64k16<__half, 64>(float (&d)[64], const unsigned (&a)[4], uns
   emulator::issue_wgmma({d, a, b, 128, false, {}});
 }
 template <>
+inline void wgmma_m64k16<__half, 128>(float (&d)[128], const unsigned (&a)[4], unsigned long long b) {
+  emulator::issue_wgmma({d, a, b, 256, false, {}});
+}
+template <>
 inline void wgmma_m64k16<__nv_bfloat16, 16>(float (&d)[16], const unsigned (&a)[4], unsigned long long b) {
   emulator::issue_wgmma({d, a, b, 32, true, {}});
 }
@@ -49,6 +57,10 @@ inline void wgmma_m64k16<__nv_bfloat16, 32>(float (&d)[32], const unsigned (&a)[
 template <>
 inline void wgmma_m64k16<__nv_bfloat16, 64>(float (&d)[64], const unsigned (&a)[4], unsigned long long b) {
   emulator::issue_wgmma({d, a, b, 128, true, {}});
+}
+template <>
+inline void wgmma_m64k16<__nv_bfloat16, 128>(float (&d)[128], const unsigned (&a)[4], unsigned long long b) {
+  emulator::issue_wgmma({d, a, b, 256, true, {}});
 }
 
 }  // namespace baracuda

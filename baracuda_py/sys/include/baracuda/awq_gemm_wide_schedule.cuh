@@ -1,0 +1,77 @@
+// Which tiles a CTA of awq_gemm_tiled_wide.cuh computes, and over which input channels.
+//
+// Tiles are 128 output channels of some tokens. The first `whole` of them go round the CTAs. What is left is less than one
+// round, so that `splits` CTAs can take a tile, a range of its input channels each, and leave partial sums.
+#pragma once
+
+#include "baracuda/awq_gemm_tiled_tile.cuh"
+
+namespace baracuda {
+
+// Blocks [first, end) of 128 input channels of a tile.
+struct WideWork {
+  int tile;
+  int first;
+  int end;
+  int part;  // which partial sums these are; kFinished: all of the tile's, none
+};
+
+constexpr int kFinished = -1;
+
+// Where a tile begins.
+struct WidePlace {
+  long long channel;
+  long long token;
+};
+
+struct WideSchedule {
+  int whole;   // tiles
+  int split;   // tiles behind them
+  int splits;  // of one of those
+  int panel;   // token tiles that follow each other before the next channels; the next panel comes after all channels
+  int m;
+  int oc;
+  int blocks;  // of a tile
+
+  template <int kTokens>
+  __device__ __forceinline__ WidePlace place(int tile) const {
+    const int token_tiles = static_cast<int>((static_cast<long long>(m) + kTokens - 1) / kTokens);
+    const int channel_tiles =
+        static_cast<int>((static_cast<long long>(oc) + kTiledTileChannels - 1) / kTiledTileChannels);
+    const int before = tile / (panel * channel_tiles) * panel;  // token tiles of the panels before
+    const int inside = tile - before * channel_tiles;
+    const int width = token_tiles - before < panel ? token_tiles - before : panel;
+    return {static_cast<long long>(inside / width) * kTiledTileChannels,
+            static_cast<long long>(before + inside % width) * kTokens};
+  }
+};
+
+// The works of one CTA, in their order.
+struct WideWorks {
+  const WideSchedule& schedule;
+  int tile;  // the next one taken whole
+  int part;  // the one that comes last; kFinished: none
+
+  explicit __device__ __forceinline__ WideWorks(const WideSchedule& schedule)
+      : schedule(schedule),
+        tile(static_cast<int>(blockIdx.x)),
+        part(tile < schedule.split * schedule.splits ? tile : kFinished) {}
+
+  __device__ __forceinline__ bool next(WideWork& work) {
+    if (tile < schedule.whole) {
+      work = {tile, 0, schedule.blocks, kFinished};
+      tile += static_cast<int>(gridDim.x);
+      return true;
+    }
+    if (part == kFinished) return false;
+    const int range = part % schedule.splits;
+    const int even = schedule.blocks / schedule.splits;
+    const int longer = schedule.blocks - even * schedule.splits;  // the first `longer` ranges have one block more
+    const int first = range * even + (range < longer ? range : longer);
+    work = {schedule.whole + part / schedule.splits, first, first + even + (range < longer ? 1 : 0), part};
+    part = kFinished;
+    return true;
+  }
+};
+
+}  // namespace baracuda

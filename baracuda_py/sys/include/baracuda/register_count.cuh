@@ -1,0 +1,18 @@
+// Registers of a thread, moved between warpgroups (sm_90a), one PTX instruction each. All warps of a warpgroup call them;
+// `kCount` is a multiple of 8, and the sum over the block what it was launched with, or less.
+#pragma once
+
+namespace baracuda {
+
+template <int kCount>
+__device__ __forceinline__ void lower_register_count() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// Waits until others have given up as many.
+template <int kCount>
+__device__ __forceinline__ void raise_register_count() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+}  // namespace baracuda

@@ -1,5 +1,0 @@
-// See awq_gemm_tiled_wide_entries.cuh.
-//
-#include "baracuda/awq_gemm_tiled_wide_entries.cuh"
-
-BARACUDA_WIDE_ENTRIES(awq_gemm_tiled_wide_sm90a_f16, __half)
