@@ -718,6 +718,7 @@ class QuantizeKind(Discriminant):
     INT4_GPTQ_GEMM = 30
     INT4_AWQ_DEQUANTIZE = 31
     INT4_AWQ_REPACK = 32
+    INT4_AWQ_FP8_GEMM = 33
 
 
 class GgufBlockFormat(Discriminant):

@@ -17,6 +17,7 @@ OURS = {
     "LayoutSku": {"CRR"},
     "QuantizeKind": {
         "INT4_AWQ_GEMM", "INT4_MARLIN_GEMM", "INT4_GPTQ_GEMM", "INT4_AWQ_DEQUANTIZE", "INT4_AWQ_REPACK",
+        "INT4_AWQ_FP8_GEMM",
     },
 }
 
