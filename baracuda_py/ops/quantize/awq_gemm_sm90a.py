@@ -160,7 +160,7 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     )  # fmt: skip
     again = 0.9 * (_ceil_div(desc.m, 16) - 1)  # reads of the weights from L2, and the arithmetic, which starts to count
     tokens = 1.0 if desc.m <= 8 else 1.12  # x takes a share of what an SM can be sent
-    return 3.2 + streaming_us(desc, device, 0.9 * min(1.0, busy + 0.1)) * (1 + again) * tokens
+    return (3.2 + streaming_us(desc, device, 0.9 * min(1.0, busy + 0.1))) * (1 + again) * tokens
 
 
 _LIMITS = (
