@@ -81,4 +81,5 @@ def test_the_emulated_gpu_is_what_selection_takes(registry):
     plan = registry.select(descriptor)
     assert plan.device == Device("cuda", 0, HOPPER.capability, HOPPER.sm_count)
     assert plan.sku.arch is ArchSku.SM80
-    assert registry.select(descriptor.with_weight_layout(bp.AwqWeightLayout.TILED)).sku.arch is ArchSku.SM90A
+    tiled = bp.Int4AwqGemmDescriptor(4, 4096, 4096, weight_layout=bp.AwqWeightLayout.TILED)
+    assert registry.select(tiled).sku.arch is ArchSku.SM90A

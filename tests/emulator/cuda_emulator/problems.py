@@ -40,7 +40,7 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
           ((31, 800, 200, 32), (64, 1088, 72, 64), (70, 896, 264, 128), (150, 544, 136, -1))),
         # On a slice of a GPU, several tiles a thread block: x in one chunk, and in more than its slots take.
         bp.Int4AwqGemmDescriptor(3, 128, 520, -1, None, _TILED, bp.ElementKind.BF16),
-        bp.Int4AwqGemmDescriptor(16, 4224, 520, -1, None, _TILED, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(16, 5760, 520, -1, None, _TILED, bp.ElementKind.BF16),
         # There, more tiles than SMs take at a time, so short that no wait for a stage parts one from the next.
         *(bp.Int4AwqGemmDescriptor(20, 256, 2056, 128, None, _TILED, element)
           for element in (bp.ElementKind.F16, bp.ElementKind.BF16)),
