@@ -54,7 +54,7 @@ def test_every_cuda_kernel_is_right_on_any_valid_descriptor(op, modules: Modules
         registry = emulated_registry(backend)
         worlds.append((backend, registry, registry.device(0)))
 
-    @settings(max_examples=30)
+    @settings(max_examples=20)
     @given(valid(op), st.sampled_from(worlds))
     def check(descriptor, world):
         backend, registry, device = world
