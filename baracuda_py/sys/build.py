@@ -36,6 +36,11 @@ RUN_ON_GPU: tuple[str, ...] = ("sm_90",)
 """Architectures whose GPU has run the kernels, but for sources that say `assembled-only`; the others are only known to
 assemble."""
 
+# NVRTC gives one of several outputs for a large kernel, by chance: 3 of 14 compilations of awq_gemm.tiled_tile were not
+# the usual one. What differs is compiled again, unless so much does that it is the sources.
+_REPEATS = 5
+_FEW = 3
+
 
 def build_module(source: Source, toolchain: Toolchain) -> tuple[bytes, bytes]:
     """PTX and manifest of one source. Raises CompileError or SourceError, also for local memory that the
@@ -97,6 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             with tempfile.TemporaryDirectory(prefix="baracuda-check-") as folder:
                 failed = _build_all(sources, toolchain, Path(folder))
+                for _ in range(_REPEATS):
+                    again = [one for one in sources if any(_differences([one], Path(folder), options.output))]
+                    if not 0 < len(again) <= _FEW:
+                        break
+                    failed |= _build_all(again, toolchain, Path(folder))
                 findings = list(_differences(sources, Path(folder), options.output))
         else:
             failed = _build_all(sources, toolchain, options.output)
