@@ -34,7 +34,6 @@ from baracuda_py.quantize import quantize_checkpoint
 
 SAMPLES = 20
 ROTATED_NBYTES = 320 << 20
-LIBRARIES = "torch", "nccl4py"
 LAYOUT = bp.AwqWeightLayout.TILED
 
 

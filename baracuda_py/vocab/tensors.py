@@ -22,7 +22,9 @@ from baracuda_py.vocab.elements import (
 )
 from baracuda_py.vocab.enums import ElementKind
 
-__all__ = ["HOST_MEMORY", "TensorMut", "TensorRef", "row_major_strides", "stream_owner", "tells_no_stream"]
+__all__ = [
+    "HOST_MEMORY", "TensorMut", "TensorRef", "addresses_of", "row_major_strides", "stream_owner", "tells_no_stream",
+]  # fmt: skip
 
 HOST_MEMORY = -1  # `TensorRef.device` of host memory
 
@@ -329,6 +331,11 @@ def tells_no_stream(owner: Any) -> bool:
     """Whether a view's owner is JAX's, which has no current stream and orders its own work before that of others."""
     kind: Any = type(owner[0]) if type(owner) is tuple else type(owner)  # (producer, capsule), of DLPack
     return _of_jax(kind)
+
+
+def addresses_of(operands: Iterable[TensorRef | None]) -> list[int]:
+    """Where one call's operands lie; 0 for absent ones."""
+    return [0 if operand is None else operand.pointer for operand in operands]
 
 
 def stream_owner(sources: Iterable[Any]) -> Any:

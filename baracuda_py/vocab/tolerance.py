@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from baracuda_py.vocab.enums import ElementKind
 from baracuda_py.vocab.sku import PrecisionGuarantee
 
@@ -21,14 +23,16 @@ _ROUNDOFF = {
 _ACCUMULATION = 2.0**8
 
 
-def relative_tolerance(guarantee: PrecisionGuarantee, output: ElementKind) -> float:
+def relative_tolerance(guarantee: PrecisionGuarantee, output: ElementKind, elements: int | None = None) -> float:
     """Bound on ||y - exact|| / ||exact|| (Frobenius) for an output of element kind `output`.
 
     The unit roundoff of the coarsest rounding on the way. The roundings of operands, partial sums and output are
-    independent and each has a root mean square of at most 1/sqrt(3) of that, so that three of them stay within it.
+    independent and each has a root mean square of at most 1/sqrt(3) of that, so that three of them stay within it. Of
+    few `elements` they may not: of one, all three may be at their largest, and n depart by some 2 / sqrt(n).
     """
     once = [output, guarantee.math_precision, guarantee.partial_sums]
     single = [_ROUNDOFF[kind.name] for kind in once if kind is not None and kind.name in _ROUNDOFF]
     accumulator = guarantee.accumulator
     summed = _ACCUMULATION * _ROUNDOFF.get(accumulator.name, 0.0) if accumulator is not None else 0.0
-    return max(*single, summed, 0.0)
+    few = 1.0 if elements is None else 1.0 + 2.0 / math.sqrt(max(elements, 1))
+    return few * max(*single, summed, 0.0)

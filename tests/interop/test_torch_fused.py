@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -80,15 +82,32 @@ def test_nothing_is_held_once_every_part_is_taken():
     assert block.q_proj._results._input is None
 
 
+def test_a_call_of_another_thread_in_between_changes_nothing():
+    block = Block()
+    fuse(block, NAMES)
+    x, other = torch.randn(2, IC).half(), torch.randn(2, IC).half()
+    expected, theirs = block(x), block(other)
+    with ThreadPoolExecutor(1) as pool:
+        first = block.q_proj(x)
+        between = [pool.submit(block.q_proj, other).result(), pool.submit(block.k_proj, other).result()]
+        found = [first, block.k_proj(x), block.v_proj(x)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(between, theirs, strict=False))
+    assert block.q_proj._results._input is None
+
+
 def test_copies_share_their_weights_among_themselves_alone():
     block = Block()
     whole = fuse(block, NAMES)
-    twin = copy.deepcopy(block)
-    assert twin.q_proj.whole is twin.v_proj.whole is not whole
-    assert twin.q_proj._results is twin.v_proj._results is not block.q_proj._results
-    x = torch.randn(2, IC).half()
-    for found, wanted in zip(twin(x), block(x), strict=True):
-        assert torch.equal(found, wanted)
+    file = io.BytesIO()
+    torch.save(block, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(block), torch.load(file, weights_only=False)):
+        assert twin.q_proj.whole is twin.v_proj.whole is not whole
+        assert twin.q_proj._results is twin.v_proj._results is not block.q_proj._results
+        x = torch.randn(2, IC).half()
+        for found, wanted in zip(twin(x), block(x), strict=True):
+            assert torch.equal(found, wanted)
 
 
 def test_compiled_it_is_one_graph_with_the_same_result():

@@ -36,6 +36,24 @@ def test_three_independent_roundings_stay_within_it(output):
     assert 0.3 * tolerance < error <= tolerance
 
 
+@pytest.mark.parametrize("elements", [1, 4, 32, 256])
+def test_few_elements_depart_from_the_mean_but_no_further_than_it_says(elements):
+    # Products of f16 numbers, rounded three times, as an operand, a partial sum and an output are.
+    random = np.random.default_rng(elements)
+    exact = random.uniform(1, 2, (20_000, elements))
+    rounded = exact
+    for factor in (1.0, 1.37, 0.77):
+        rounded = (rounded * factor).astype(np.float16).astype(np.float64)
+    exact = exact * 1.37 * 0.77
+    errors = np.linalg.norm(rounded - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    promised = guarantee(MathPrecision.F16, F32, F16)
+    most = relative_tolerance(promised, F16, elements)
+    assert errors.max() <= most
+    assert most == pytest.approx((1 + 2 / elements**0.5) * relative_tolerance(promised, F16))
+    if elements == 1:
+        assert errors.max() > relative_tolerance(promised, F16), "of one element, the mean says too little"
+
+
 def test_the_coarsest_rounding_decides():
     fine = relative_tolerance(guarantee(), F32)
     assert relative_tolerance(guarantee(MathPrecision.TF32), F32) == relative_tolerance(guarantee(), F16) > fine

@@ -19,7 +19,7 @@ from baracuda_py.errors import BaracudaError, Unsupported
 from baracuda_py.vocab.code import Launch, LibraryCode
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import Workspace
-from baracuda_py.vocab.tensors import TensorRef, stream_owner
+from baracuda_py.vocab.tensors import TensorRef, addresses_of, stream_owner
 
 __all__ = ["CublasLtBackend", "MatmulProblem"]
 
@@ -77,7 +77,7 @@ class CublasLtExecutable:
 
     def run(self, stream: int, workspace: int, operands: Sequence[TensorRef | None]) -> None:
         """Enqueue on `stream`. Strides or alignments that are new to the plan cost a look-up in the library, once."""
-        self.run_at(stream, workspace, _addresses(operands), operands)
+        self.run_at(stream, workspace, addresses_of(operands), operands)
 
     def run_at(
         self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
@@ -95,7 +95,7 @@ class CublasLtExecutable:
         self, stream: int | None, workspace: Workspace, operands: Sequence[TensorRef | None]
     ) -> Callable[[], None]:
         """A callable that only enqueues."""
-        geometry, pointers = self._resolve(_addresses(operands), operands)
+        geometry, pointers = self._resolve(addresses_of(operands), operands)
         with self._context.current():
             enqueue = self._matmul(geometry).enqueue
         context, held = self._context, (workspace, tuple(operands))
@@ -111,10 +111,6 @@ class CublasLtExecutable:
                     context.leave()
 
         return bound
-
-
-def _addresses(operands: Sequence[TensorRef | None]) -> list[int]:
-    return [0 if operand is None else operand.pointer for operand in operands]
 
 
 @cache

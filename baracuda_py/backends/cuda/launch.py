@@ -23,7 +23,7 @@ from baracuda_py.backends.cuda.tensor_maps import SLOTS, encoder
 from baracuda_py.vocab.code import WORKSPACE, Launch, Parameter, Pointer, Stride, TensorMap, WhenOverlapping
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.preference import Workspace
-from baracuda_py.vocab.tensors import TensorRef, stream_owner
+from baracuda_py.vocab.tensors import TensorRef, addresses_of, stream_owner
 
 __all__ = ["CudaExecutable"]
 
@@ -159,7 +159,7 @@ class CudaExecutable:
 
     def run(self, stream: int, workspace: int, operands: Sequence[TensorRef | None]) -> None:
         """Launch everything, in order, on `stream`."""
-        self.run_at(stream, workspace, _addresses(operands), operands)
+        self.run_at(stream, workspace, addresses_of(operands), operands)
 
     def run_at(
         self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
@@ -233,7 +233,7 @@ class CudaExecutable:
     ) -> tuple[tuple[Any, ...], _Frame]:
         """What cuLaunchKernel is given before the stream, and a frame, filled."""
         frame = _Frame(step.layout)
-        step.pack(frame.buffer, _addresses(operands), operands, workspace.pointer)
+        step.pack(frame.buffer, addresses_of(operands), operands, workspace.pointer)
         return (step.function, *step.geometry), frame
 
 
@@ -274,10 +274,6 @@ def _frame_of(step: _Step) -> _Frame:
     if frame is None:
         frame = _frames.by_layout[step.layout] = _Frame(step.layout)
     return frame
-
-
-def _addresses(operands: Sequence[TensorRef | None]) -> list[int]:
-    return [0 if operand is None else operand.pointer for operand in operands]
 
 
 def _bound(

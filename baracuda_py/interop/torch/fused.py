@@ -7,6 +7,7 @@ called first computes all, and the others hand out their parts.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ __all__ = ["AwqPart", "fuse", "fuse_projections"]
 _SIBLINGS = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")  # as transformers names them
 
 
-class _Results:
-    """What one call of the whole layer made, until every part of it has been handed out."""
+class _Results(threading.local):
+    """What this thread's last call of the whole layer made, until every part of it has been handed out."""
 
     def __init__(self) -> None:
         self._input: Any = None
@@ -38,12 +39,8 @@ class _Results:
             self._input = None
         return part
 
-    def __deepcopy__(self, memo: Any) -> _Results:
-        made = memo[id(self)] = _Results()
-        return made
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_input": None, "_parts": []}
+    def __reduce__(self) -> Any:
+        return _Results, ()  # of a copy, and of a file, nothing has been computed
 
 
 class AwqPart(torch.nn.Module):

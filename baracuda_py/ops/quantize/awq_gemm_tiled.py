@@ -53,9 +53,6 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# -- tile and direct ---------------------------------------------------------------------------------------------
-
-
 def _tile_tokens(m: int) -> int:
     """Tokens of the tile that serves m rows."""
     return 32 if m <= 32 else 64 if m <= 64 else 128
@@ -133,8 +130,6 @@ def _free_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 def _direct_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     return _tile_cost(desc, device, 1)
 
-
-# -- kernels -----------------------------------------------------------------------------------------------------
 
 _LIMITS = (
     *(at_most(name, _INT, why="the kernel takes it as a 32-bit int") for name in ("m", "oc")),
