@@ -29,7 +29,7 @@ def launched(monkeypatch):
     """Addresses of each launch that no check came before; host kernels stand in for what only needs addresses."""
     found = []
 
-    def relocatable(plan, args, workspace=bp.Workspace.NONE):
+    def relocatable(plan, args, workspace=bp.Workspace.NONE, *, overlap=False):
         executable, _, views = plan._ready(None, workspace, args)
         if executable is None:
             return None
@@ -89,7 +89,7 @@ def test_what_was_checked_is_not_checked_once_more(launched, monkeypatch):
     x = torch.randn(4, IC).half()
     asked = []
     before = Plan.relocatable
-    monkeypatch.setattr(Plan, "relocatable", lambda *given: asked.append(1) or before(*given))
+    monkeypatch.setattr(Plan, "relocatable", lambda *given, **named: asked.append(1) or before(*given, **named))
     for other in (x, x, x.t().contiguous().t(), x.t().contiguous().t()):
         module(other)
     assert len(asked) == 1
@@ -156,8 +156,8 @@ def test_a_bias_of_another_dtype_is_read_at_each_call(launched):
 def test_a_workspace_lives_as_long_as_the_launch(launched, monkeypatch):
     seen = []
 
-    def relocatable(plan, args, workspace, before=Plan.relocatable):
-        launch = before(plan, args)
+    def relocatable(plan, args, workspace, *, overlap=False, before=Plan.relocatable):
+        launch = before(plan, args, overlap=overlap)
 
         def checked(owner, room, addresses):
             seen.append(room)
