@@ -74,6 +74,15 @@ def test_weights_have_copies_of_their_own_with_the_same_values_and_the_rest_is_s
     assert len(np.unique(sets[0]["weight_packed"])) > 1000
 
 
+def test_fp8_arguments_are_as_quantising_normal_values_makes_them():
+    op = bp.default_registry().op("int4_awq_fp8_gemm")
+    [one] = RotatedArguments(HOST, 0).of(op, bp.Int4AwqFp8GemmDescriptor(64, 256, 64))
+    values = one["activation"].astype(np.float32)
+    assert np.abs(values).max() == 448
+    assert 80 < values.std() < 160, "few are subnormal"
+    assert abs(values.mean()) < 5
+
+
 def test_further_arguments_are_rotated_where_they_are_named_also_those_that_are_written():
     op = bp.default_registry().op("dense_gemm")
     desc = bp.DenseGemmDescriptor(2, 8, 16)

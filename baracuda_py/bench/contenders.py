@@ -1,4 +1,5 @@
-"""Who takes part in a cell: every kernel of ours that serves it, a dense GEMM, torch's int4 op, and a bare read."""
+"""Who takes part in a cell: every kernel of ours that serves it, ours of fp8 activations, a dense GEMM, torch's int4
+op, and a bare read."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from baracuda_py.bench import torch_int4
 from baracuda_py.bench.cells import Cell
 from baracuda_py.bench.read import READS, Reader
 from baracuda_py.errors import BaracudaError
+from baracuda_py.ops.quantize.awq_fp8_gemm import Int4AwqFp8GemmDescriptor
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
+from baracuda_py.ops.quantize.per_token import QuantizePerTokenDescriptor
 from baracuda_py.plan import Plan
 from baracuda_py.registry import Kernel, Registry
 from baracuda_py.tuning.arguments import ROTATED_NBYTES, RotatedArguments, bound_calls, copies_of
@@ -24,9 +27,9 @@ from baracuda_py.vocab.elements import bits_of
 from baracuda_py.vocab.enums import ElementKind
 from baracuda_py.vocab.tuning import kernel_label
 
-__all__ = ["DENSE", "INT4", "OURS", "READ", "Absent", "Contender", "Lineup"]
+__all__ = ["DENSE", "FP8", "INT4", "OURS", "READ", "Absent", "Contender", "Lineup"]
 
-OURS, DENSE, INT4, READ = "ours", "dense", "int4", "read"  # kinds of contenders
+OURS, FP8, DENSE, INT4, READ = "ours", "fp8", "dense", "int4", "read"  # kinds of contenders
 
 
 @frozen(eq=False)
@@ -34,7 +37,7 @@ class Contender:
     """One that is measured.
 
     Attributes:
-        kind: OURS, DENSE, INT4 or READ.
+        kind: OURS, FP8 (ours of fp8 activations, alone and behind what makes them), DENSE, INT4 or READ.
         kernel: its name.
         element: of activation and output; None for a read.
         layout: of packed weights of ours; else empty.
@@ -85,12 +88,17 @@ class Lineup:
     layouts: Sequence[AwqWeightLayout]
     rotated_nbytes: int = ROTATED_NBYTES
     _ours: dict[AwqWeightLayout, RotatedArguments] = field(init=False, repr=False)
+    _fp8: RotatedArguments = field(init=False, repr=False)
     _dense: RotatedArguments = field(init=False, repr=False)
     _reader: Reader = field(init=False, repr=False)
 
     @_ours.default
     def _make_ours(self) -> dict[AwqWeightLayout, RotatedArguments]:
         return {layout: RotatedArguments(self.device, self.rotated_nbytes) for layout in self.layouts}
+
+    @_fp8.default
+    def _make_fp8(self) -> RotatedArguments:
+        return RotatedArguments(self.device, self.rotated_nbytes)
 
     @_dense.default
     def _make_dense(self) -> RotatedArguments:
@@ -104,6 +112,8 @@ class Lineup:
         """Everyone, those that are absent with the reason."""
         for layout in self.layouts:
             yield from self._packed(cell, layout)
+        if AwqWeightLayout.TILED in self.layouts and self.device.kind == "cuda":
+            yield from self._fp8_pair(cell)
         yield self.dense(cell)
         yield self._int4(cell)
         yield from self.reads(cell.weight_nbytes)
@@ -127,31 +137,68 @@ class Lineup:
                     replay = partial(self._replay, one.kernel, descriptor, self._ours[layout], overlap=True)
                     yield evolve(plain, selected=False, overlaps=True, replay=replay)
 
+    def _fp8_pair(self, cell: Cell) -> Iterator[Contender | Absent]:
+        """The GEMM of fp8 activations, and the same behind the quantisation of its rows."""
+        layout = AwqWeightLayout.TILED
+        product = Int4AwqFp8GemmDescriptor(cell.m, cell.ic, cell.oc, cell.group_size, layout, cell.element)
+        rows = QuantizePerTokenDescriptor(cell.m, cell.ic, cell.element)
+        gemm, quantize = self._chosen(product), self._chosen(rows)
+        if isinstance(gemm, str) or isinstance(quantize, str):
+            reason = gemm if isinstance(gemm, str) else str(quantize)
+            yield Absent(FP8, "int4_awq_fp8_gemm", cell.element, layout.value, reason)
+            return
+        (kernel, cost_us), (before, before_us) = gemm, quantize
+        label = kernel_label(kernel.sku)
+        nbytes = cell.weight_nbytes + cell.m * (cell.ic + 4 + 2 * cell.oc)
+        alone = Contender(
+            FP8, label, cell.element, layout.value, False, nbytes, copies_of(cell.weight_nbytes, self.rotated_nbytes),
+            cost_us, partial(self._replay, kernel, product, self._fp8),
+        )  # fmt: skip
+        yield alone
+
+        def replay(timer: Timer) -> AbstractContextManager[Replay]:
+            plan = self.registry.plan(before.sku, rows, self.device)
+            [first] = bound_calls(plan, RotatedArguments(self.device, 0).of(plan.op, rows), timer.stream)
+            return self._replay(kernel, product, self._fp8, timer, first=first)
+
+        yield evolve(alone, kernel=f"quantize_per_token, {label}", estimate_us=before_us + cost_us, replay=replay)
+
     def dense(self, cell: Cell) -> Contender | Absent:
         """The dense GEMM: of the cell's element on a GPU, on the host of f32, which NumPy hands to BLAS as it is."""
         element = ElementKind.F32 if self.device.kind == "host" else cell.element
         library = "numpy" if self.device.kind == "host" else "cublas"
         name = f"{library}_{element.name.lower()}"
         descriptor = cell.dense(element)
-        explanation = self.registry.explain(descriptor, self.device)
-        if explanation.chosen is None:
-            assert explanation.error is not None
-            return Absent(DENSE, name, element, "", _told(explanation.error))
-        cost_us = explanation.candidates[0].cost_us
-        assert cost_us is not None
+        chosen = self._chosen(descriptor)
+        if isinstance(chosen, str):
+            return Absent(DENSE, name, element, "", chosen)
+        kernel, cost_us = chosen
         width = bits_of(element) // 8
         nbytes = width * (cell.oc * cell.ic + cell.m * (cell.oc + cell.ic))
         return Contender(
             DENSE, name, element, "", False, nbytes, copies_of(width * cell.oc * cell.ic, self.rotated_nbytes), cost_us,
-            partial(self._replay, explanation.chosen, descriptor, self._dense),
+            partial(self._replay, kernel, descriptor, self._dense),
         )  # fmt: skip
 
+    def _chosen(self, descriptor: Any) -> tuple[Kernel, float] | str:
+        """The kernel that `select` picks, and its estimate in microseconds; else why there is none."""
+        explanation = self.registry.explain(descriptor, self.device)
+        if explanation.chosen is None:
+            assert explanation.error is not None
+            return _told(explanation.error)
+        cost_us = explanation.candidates[0].cost_us
+        assert cost_us is not None
+        return explanation.chosen, cost_us
+
     def _replay(
-        self, kernel: Kernel, descriptor: Any, arguments: RotatedArguments, timer: Timer, *, overlap: bool = False
-    ) -> AbstractContextManager[Replay]:
+        self, kernel: Kernel, descriptor: Any, arguments: RotatedArguments, timer: Timer, *, overlap: bool = False,
+        first: Callable[[], None] | None = None,
+    ) -> AbstractContextManager[Replay]:  # fmt: skip
+        """`first` is called ahead of each call."""
         plan = self.registry.plan(kernel.sku, descriptor, self.device)
+        calls = bound_calls(plan, arguments.of(plan.op, descriptor), timer.stream, overlap=overlap)
         made: AbstractContextManager[Replay] = timer.replay(
-            bound_calls(plan, arguments.of(plan.op, descriptor), timer.stream, overlap=overlap)
+            calls if first is None else [_Pair(first, call) for call in calls]
         )
         return made
 
@@ -180,6 +227,18 @@ class Lineup:
             name = f"read_{how}" if self.device.kind == "cuda" else "read"
             copies = copies_of(nbytes, self.rotated_nbytes)
             yield Contender(READ, name, None, "", False, nbytes, copies, 2 + nbytes / self.device.bytes_per_us, replay)
+
+
+@frozen(eq=False)
+class _Pair:
+    """Two calls as one."""
+
+    first: Callable[[], None]
+    second: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.first()
+        self.second()
 
 
 def _told(error: BaracudaError) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from attrs import frozen
 
 from baracuda_py.bench.cells import Cell
-from baracuda_py.bench.contenders import DENSE, INT4, OURS, READ
+from baracuda_py.bench.contenders import DENSE, FP8, INT4, OURS, READ
 from baracuda_py.bench.results import Rates, Results, Row, cell_of, fastest
 from baracuda_py.errors import Unsupported
 
@@ -27,6 +27,7 @@ _STYLES: Mapping[str, dict[str, Any]] = {
     "overlap": {"color": "#0072B2", "marker": "", "linewidth": 1.6, "linestyle": (0, (5, 2))},
     "oc_major": {"color": "#56B4E9", "marker": "s", "linewidth": 1.6},
     "hf_gemm": {"color": "#009E73", "marker": "^", "linewidth": 1.6},
+    FP8: {"color": "#F0E442", "marker": "X", "linewidth": 1.6},
     DENSE: {"color": "#D55E00", "marker": "v", "linewidth": 1.8},
     INT4: {"color": "#E69F00", "marker": "P", "linewidth": 1.6},
     READ: {"color": "#777777", "marker": "", "linewidth": 1.4, "linestyle": (0, (4, 2))},
@@ -54,8 +55,8 @@ class Series:
     """One line of a panel.
 
     Attributes:
-        name: the layout of ours that `select` serves, `"overlap"` (the fastest of ours whose calls overlap), DENSE,
-            INT4, READ, or `"peer"`.
+        name: the layout of ours that `select` serves, `"overlap"` (the fastest of ours whose calls overlap), FP8,
+            DENSE, INT4, READ, or `"peer"`.
         label: in words.
         points: rows, and time over the limit.
     """
@@ -84,10 +85,11 @@ def _lines(rows: list[Row]) -> Iterator[tuple[str, str, float]]:
     overlapping = fastest(row for row in rows if row["kind"] == OURS and row["pdl"])
     if overlapping is not None:
         yield "overlap", f"ours, {overlapping['layout'].upper()}, overlapping", overlapping["median_us"]
-    for kind in (DENSE, INT4, READ):
+    for kind in (FP8, DENSE, INT4, READ):
         best = fastest(row for row in rows if row["kind"] == kind)
         if best is not None:
-            label = {INT4: "torch int4, bf16", READ: "reading the weights"}.get(kind, _dense_label(best))
+            labels = {FP8: "ours, fp8 activations", INT4: "torch int4, bf16", READ: "reading the weights"}
+            label = labels.get(kind, _dense_label(best))
             yield kind, label, best["median_us"]
     peer = next((row for row in rows if row["best_peer_us"]), None)
     if peer is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from attrs import field, frozen
 
@@ -24,6 +25,7 @@ __all__ = ["ROTATED_NBYTES", "RotatedArguments", "bound_calls", "copies_of"]
 ROTATED_NBYTES = 320 << 20  # of constant arguments; more than the L2 of any GPU
 _MOST_COPIES = 512
 _MOST_DRAWN = 1 << 23  # normal values; larger arrays repeat them, for drawing takes longer than measuring
+_FP8 = (ElementKind.FP8_E4M3, ElementKind.FP8_E5M2)
 _FLOATS = (ElementKind.F16, ElementKind.BF16, ElementKind.F32, ElementKind.F64)
 
 
@@ -95,13 +97,20 @@ def _maker(spec: TensorSpec, descriptor: Any, samples: Samples, device: Device) 
     return lambda: values.copy() if device.kind == "host" else to_device(values, device)
 
 
+def _quantized(values: Any, dtype: Any) -> Any:
+    """Normal values as fp8 of one scale: the largest becomes the largest of the format."""
+    largest = float(ml_dtypes.finfo(dtype).max)
+    return (values * np.float32(largest / max(np.abs(values).max(initial=0), 1))).astype(dtype)
+
+
 def _values(spec: TensorSpec, descriptor: Any, samples: Samples) -> Any:
     """Random values of one argument. The op has a say in all but plain floats, which can be any."""
     random = np.random.default_rng(0)
     shape, dtype = spec.shape_on(descriptor), numpy_dtype(spec.elements_on(descriptor)[0])
-    if element_of_dtype(dtype) in _FLOATS:
-        drawn = random.standard_normal(min(math.prod(shape), _MOST_DRAWN), np.float32).astype(dtype)
-        return np.resize(drawn, shape)
+    element = element_of_dtype(dtype)
+    if element in _FLOATS or element in _FP8:
+        drawn = random.standard_normal(min(math.prod(shape), _MOST_DRAWN), np.float32)
+        return np.resize(drawn.astype(dtype) if element in _FLOATS else _quantized(drawn, dtype), shape)
     if spec.name in samples():
         return samples()[spec.name]
     return random.integers(0, 256, (*shape, dtype.itemsize), np.uint8).view(dtype)[..., 0]

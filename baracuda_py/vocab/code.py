@@ -70,11 +70,11 @@ class TensorMap:
     Rows of a box are 128 bytes, swizzled over as many; what lies beyond the extents reads as 0.
 
     Attributes:
-        argument: of 2-byte elements, whose address is a multiple of 16.
-        element: F16 or BF16.
+        argument: whose address is a multiple of 16.
+        element: F16, BF16 or FP8_E4M3.
         extents: of the tensor as the map sees it, innermost axis first.
-        strides: of all axes but the innermost, in elements; multiples of 8.
-        box: extents of what one copy takes; at most 256, the innermost 64.
+        strides: of all axes but the innermost, in elements; multiples of 16 bytes.
+        box: extents of what one copy takes; at most 256, the innermost 128 bytes.
 
     Source: CUDA driver API, cuTensorMapEncodeTiled.
     """

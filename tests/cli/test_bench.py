@@ -38,7 +38,7 @@ def gpu(gpu):
     gpu.computes = False
     gpu.times_us = {
         "awq_gemm_small_m": 7.0, "awq_gemm_stream": 2.0, "awq_gemm_splitk": 3.0, "awq_gemm_reduce": 0.5,
-        "awq_gemm_tiled": 2.0,
+        "awq_gemm_tiled": 2.0, "awq_fp8_gemm_tiled": 4.0, "quantize_per_token": 1.5,
         **{f"memory_{name.replace('read_', 'read_sm80_')}": us for name, us in READS.items()},
     }  # fmt: skip
     return gpu
@@ -180,6 +180,8 @@ def test_medians_are_what_the_gpus_clock_says(run, gpu, tmp_path):
     times = {(row["kind"], row["kernel"]): row["median_us"] for row in record["cells"] if not row["absent"]}
     assert times["ours", "sm80.bespoke.small_m_oc_major"] == 7.0
     assert times["ours", "sm80.bespoke.stream_tiled"] == 2.0
+    assert times["fp8", "sm90a.bespoke.fp8_tiled"] == 4.0
+    assert times["fp8", "quantize_per_token, sm90a.bespoke.fp8_tiled"] == 5.5
     assert {name: times["read", name] for name in READS} == READS
     absent = {row["kind"]: row["absent"] for row in record["cells"] if row["absent"]}
     assert absent.keys() == {"dense", "int4"}, "no cuBLAS and no torch with CUDA here"

@@ -13,6 +13,7 @@ from cuda_emulator.bench import Bench
 
 SOURCE = Path(__file__).parent / "kernels" / "instructions.cu"
 DTYPES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 BLOCK = 256
 EVERY = np.arange(1 << 16, dtype=np.uint16)
 
@@ -124,7 +125,7 @@ def test_a_box_is_swizzled_and_zero_beyond_the_tensor(bench, begin):
     # x (12, 200) with rows of 208, seen as (4, 12, 64): the last 64 columns are cut, as are rows beyond the twelfth.
     x = np.arange(1, 12 * 208 + 1, dtype=np.uint16)
     views = np.lib.stride_tricks.as_strided(x, (3, 12, 64), (128, 416, 2))
-    given = np.array([x.ctypes.data, 64, 12, 3, 416, 128, 64, 8, 4, *[0] * 7, *begin], np.uint64)
+    given = np.array([x.ctypes.data, 64, 12, 3, 416, 128, 64, 8, 4, 2, *[0] * 6, *begin], np.uint64)
     found = bench.run("box", given, np.empty((4, 8, 8, 8), np.uint16), block=32, shared_bytes=4 * 8 * 128 + 8)
     expected = np.zeros((4, 8, 64), np.uint16)
     part = views[begin[2] : begin[2] + 4, begin[1] : begin[1] + 8]
@@ -142,3 +143,37 @@ def test_a_warpgroup_multiplies_by_swizzled_rows(bench, element, columns):
     like, shared = np.empty((64, columns), np.float32), columns * 128
     found = bench.run(f"wgmma_{element}_{columns}", given, like, block=128, shared_bytes=shared)
     assert np.array_equal(found, (a @ b[:, 32:48].T).astype(np.float32))
+
+
+@pytest.mark.parametrize("begin", [(0, 0, 0), (128, 3, 0), (256, 7, 0)])
+def test_a_box_of_bytes_is_swizzled_and_zero_beyond_the_tensor(bench, begin):
+    x = np.random.default_rng(8).integers(1, 256, (12, 304), dtype=np.uint8)  # seen without its last 16 columns
+    given = np.array([x.ctypes.data, 288, 12, 1, 304, 288, 128, 32, 1, 1, *[0] * 6, *begin], np.uint64)
+    found = bench.run("box", given, np.empty((32, 8, 16), np.uint8), block=32, shared_bytes=32 * 128 + 8)
+    expected = np.zeros((32, 128), np.uint8)
+    part = x[begin[1] :, begin[0] : min(begin[0] + 128, 288)]
+    expected[: part.shape[0], : part.shape[1]] = part
+    for row in range(32):
+        for chunk in range(8):
+            assert np.array_equal(found[row, chunk ^ row % 8], expected[row, 16 * chunk : 16 * chunk + 16])
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("columns", [64, 128])
+def test_a_warpgroup_multiplies_by_swizzled_rows_of_bytes(bench, columns, adds):
+    a, b = (np.random.default_rng(9 + rows).permutation(rows * 32).reshape(rows, 32) for rows in (64, columns))
+    codes = np.arange(256, dtype=np.uint8)
+    codes = codes[codes & 0x7F != 0x7F]  # but NaN
+    of_a, of_b = codes[a % len(codes)], codes[b % len(codes)]
+    given = np.concatenate([of_a.ravel(), np.pad(of_b, ((0, 0), (32, 64))).ravel()])
+    name = f"wgmma_e4m3_{columns}_{'adds' if adds else 'anew'}"
+    found = bench.run(name, given, np.empty((64, columns), np.float32), block=128, shared_bytes=columns * 128)
+    exact = of_a.view(E4M3).astype(np.float64) @ of_b.view(E4M3).astype(np.float64).T
+    assert np.array_equal(found, (exact + (1000 if adds else 0)).astype(np.float32))
+
+
+def test_bytes_are_subtracted_apart(bench):
+    a, b = np.random.default_rng(10).integers(0, 256, (2, BLOCK * 4), dtype=np.uint8)
+    given = np.stack([a.view(np.uint32), b.view(np.uint32)], axis=1)
+    found = _grid(bench, "absolute_differences", given, np.empty(BLOCK, np.uint32)).view(np.uint8)
+    assert np.array_equal(found, np.abs(a.astype(int) - b))

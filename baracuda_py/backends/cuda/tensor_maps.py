@@ -13,6 +13,7 @@ from typing import Any
 
 from baracuda_py.backends.cuda.driver import Driver
 from baracuda_py.vocab.code import Stride, TensorMap
+from baracuda_py.vocab.elements import bits_of
 from baracuda_py.vocab.enums import ElementKind
 from baracuda_py.vocab.tensors import TensorRef
 
@@ -21,7 +22,6 @@ __all__ = ["SLOTS", "encoder"]
 SLOTS = 16  # of 8 bytes, in a CUtensorMap
 _ALIGNMENT = 64
 _CACHE_LIMIT = 256  # maps a parameter keeps; a clear, not an eviction, because engines reuse a few buffers
-_ITEM = 2  # bytes of an element
 _NAME = "cuTensorMapEncodeTiled"
 _SINCE = 12000  # the CUDA version whose form of the function is called
 _Extents, _Box = ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(ctypes.c_uint32)
@@ -43,7 +43,9 @@ def encoder(driver: Driver, spec: TensorMap) -> Callable[[int, TensorRef], tuple
     kind = {
         ElementKind.F16: api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         ElementKind.BF16: api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        ElementKind.FP8_E4M3: api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8,
     }[spec.element]
+    item = bits_of(spec.element) // 8
     extents = (ctypes.c_uint64 * rank)(*spec.extents)
     box, steps = (ctypes.c_uint32 * rank)(*spec.box), (ctypes.c_uint32 * rank)(*[1] * rank)
     options = tuple(
@@ -70,7 +72,7 @@ def encoder(driver: Driver, spec: TensorMap) -> Callable[[int, TensorRef], tuple
         if slots is None:
             memory = ctypes.create_string_buffer(8 * SLOTS + _ALIGNMENT)
             target = -(-ctypes.addressof(memory) // _ALIGNMENT) * _ALIGNMENT
-            pitches = (ctypes.c_uint64 * len(strides))(*(_ITEM * stride for stride in strides))
+            pitches = (ctypes.c_uint64 * len(strides))(*(item * stride for stride in strides))
             status = _function(driver)(target, int(kind), rank, address, extents, pitches, box, steps, *options)
             if status:
                 raise driver.error(api.CUresult(status), _NAME)

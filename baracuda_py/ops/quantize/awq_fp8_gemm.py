@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from baracuda_py.ops.quantize.awq_fp8_gemm_sm90a import fp8_kernels
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host, awq_gemm_tiled_host
 from baracuda_py.ops.quantize.awq_layout import WEIGHT_SHAPES, AwqWeightLayout, plain_reference, samples
 from baracuda_py.ops.quantize.awq_reference import gemm_reference
@@ -77,6 +78,11 @@ class Int4AwqFp8GemmDescriptor:
     def groups(self) -> int:
         """Groups along ic."""
         return 1 if self.group_size == -1 else self.ic // self.group_size
+
+    @property
+    def outputs(self) -> int:
+        """Elements of the output."""
+        return self.m * self.oc
 
     @property
     def weight_shape(self) -> tuple[int, int]:
@@ -225,7 +231,10 @@ OP = Op(
     args=Int4AwqFp8GemmArgs,
     rules=RULES,
     reference=_reference,
-    kernels=tuple(_host_kernel(element, epilogue) for element in _ELEMENTS for epilogue in EpilogueKind),
+    kernels=(
+        *(_host_kernel(element, epilogue) for element in _ELEMENTS for epilogue in EpilogueKind),
+        *fp8_kernels(),
+    ),
     examples=_examples(),
     sizes=("m", "ic", "oc"),
     samples=samples,

@@ -10,11 +10,10 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
 from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, streaming_us
 from baracuda_py.ops.quantize.awq_gemm_sm90a import BARRIER_BYTES, BOX_CHANNELS, SHARED_BYTES
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
+from baracuda_py.ops.quantize.awq_wide_schedule import WideCut, finish_launches
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
 from baracuda_py.vocab.code import WORKSPACE, Launch, Pointer, PtxCode, Stride, TensorMap
@@ -40,11 +39,7 @@ __all__ = ["wide_kernels"]
 _ARCH = ArchSku.SM90A
 _TOKENS = (32, 64, 128, 256)  # of a tile
 _MAX_STAGES = 12  # boxes of x that are asked for ahead
-_MIN_SPLIT_BLOCKS = 4  # blocks of 128 input channels that an SM has at least, where tiles are split
-_MAX_SPLITS = 16
-_PANEL = 8  # token tiles that follow each other before the next channels, so that L2 keeps their x
 _TILES = 2  # of weights, in a tile of outputs
-_SUM_BYTES = 4
 _BOX_ROW_BYTES = 2 * BOX_CHANNELS
 _HALF_SHARED_BYTES = 113 * 1024  # that two thread blocks of an SM may have each
 _INT = (1 << 31) - 1
@@ -69,53 +64,15 @@ def _resident(desc: Int4AwqGemmDescriptor, tokens: int) -> int:
     return 2 if tokens <= _constant("kWideTwoTokens") and groups <= _constant("kWideTwoGroups") else 1
 
 
-@frozen
-class _Cut:
-    """How the outputs are cut.
-
-    Attributes:
-        tokens: of a tile.
-        blocks: thread blocks that are launched.
-        whole: tiles that one thread block computes.
-        split: the others.
-        splits: ranges of ic that each of those is cut in, a thread block each.
-    """
-
-    tokens: int
-    blocks: int
-    whole: int
-    split: int
-    splits: int
-
-    @classmethod
-    def of(cls, desc: Int4AwqGemmDescriptor, device: Device, tokens: int, *, splitting: bool) -> _Cut:
-        """With `splitting`, the tiles of the last round are split, if the GPU holds twice as many thread blocks."""
-        tiles = _ceil_div(desc.m, tokens) * _ceil_div(desc.oc, _constant("kTiledTileChannels"))
-        resident = _resident(desc, tokens)
-        slots = max(device.sm_count, 1) * resident
-        left = tiles % slots
-        depth = _ceil_div(desc.ic, TILE_COLUMNS) // (_MIN_SPLIT_BLOCKS * resident)
-        splits = min(slots // left, depth, _MAX_SPLITS) if splitting and left else 1
-        if splits <= 1:
-            return cls(tokens, min(slots, tiles), tiles, 0, 1)
-        return cls(tokens, slots if tiles > left else left * splits, tiles - left, left, splits)
-
-    @property
-    def partial_nbytes(self) -> int:
-        """Bytes of the workspace."""
-        return self.split * self.splits * _constant("kTiledTileChannels") * self.tokens * _SUM_BYTES
-
-
-def _cut(desc: Int4AwqGemmDescriptor, device: Device) -> _Cut:
-    fitting = [tokens for tokens in _TOKENS if tokens < 2 * desc.m or tokens == _TOKENS[0]]
-    cuts = (_Cut.of(desc, device, tokens, splitting=splitting) for tokens in fitting for splitting in (False, True))
-    return min(cuts, key=lambda cut: _cut_us(desc, device, cut))
+def _cut(desc: Int4AwqGemmDescriptor, device: Device) -> WideCut:
+    residents = [(tokens, _resident(desc, tokens)) for tokens in _TOKENS]
+    return min(WideCut.all(desc, device, residents), key=lambda cut: _cut_us(device, cut))
 
 
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
     tiling, cut = Tiling(desc.ic, desc.oc, desc.group_size), _cut(desc, device)
     weights = _TILES * 2 * tiling.block_nbytes
-    limit = SHARED_BYTES if _resident(desc, cut.tokens) == 1 else _HALF_SHARED_BYTES
+    limit = SHARED_BYTES if cut.resident == 1 else _HALF_SHARED_BYTES
 
     def shared_nbytes(stages: int) -> int:
         boxes = stages * (_BOX_ROW_BYTES * cut.tokens + 2 * BARRIER_BYTES)
@@ -126,30 +83,18 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
         "activation", desc.element, (BOX_CHANNELS, desc.m, desc.ic // BOX_CHANNELS),
         (Stride("activation", 0), BOX_CHANNELS), (BOX_CHANNELS, cut.tokens, 1),
     )  # fmt: skip
-    schedule = cut.whole, cut.split, cut.splits, min(_PANEL, _ceil_div(desc.m, cut.tokens))
     code = _module(desc.element, tiling.groups_of_block)
     name = f"awq_gemm_tiled_wide_sm90a_{desc.element.name.lower()}_t{cut.tokens}_g{tiling.groups_of_block}"
     main = Launch(
         name,
         (cut.blocks, 1, 1),
         (_constant("kWideThreads" if cut.tokens <= _constant("kWideFewTokens") else "kWideManyThreads"), 1, 1),
-        (*operands(desc), Pointer(WORKSPACE), boxes, stages, *schedule),
+        (*operands(desc), Pointer(WORKSPACE), boxes, stages, *cut.schedule),
         shared_nbytes(stages),
         code,
         overlaps=True,
     )
-    if not cut.split:
-        return (main,)
-    tokens = _constant("kWideFinishTokens")
-    finish = Launch(
-        f"{name}_finish",
-        (cut.split * _TILES * cut.tokens // tokens, 1, 1),
-        (_constant("kWideFinishThreads"), 1, 1),
-        (*operands(desc), Pointer(WORKSPACE), *schedule),
-        tokens * _BOX_ROW_BYTES,
-        code,
-    )
-    return main, finish
+    return (main, *finish_launches(main, cut, (*operands(desc), Pointer(WORKSPACE), *cut.schedule)))
 
 
 def _workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
@@ -161,21 +106,12 @@ _SHARE_OF_PEAK = {32: 0.29, 64: 0.5, 128: 0.73, 256: 0.84}
 _ALONE = 0.6  # of the time of two thread blocks that share an SM: what one takes that has it for itself
 
 
-def _cut_us(desc: Int4AwqGemmDescriptor, device: Device, cut: _Cut) -> float:
-    depth = _ceil_div(desc.ic, TILE_COLUMNS)
-    sms, resident = max(device.sm_count, 1), _resident(desc, cut.tokens)
-    rounds = _ceil_div(cut.whole, sms * resident)
-    blocks = rounds * depth + (_ceil_div(depth, cut.splits) if cut.split else 0)  # one after the other
-    flop = 2 * _constant("kTiledTileChannels") * cut.tokens * TILE_COLUMNS
-    block_us = flop * sms * resident / (device.flop_per_us * _SHARE_OF_PEAK[cut.tokens])
-    if resident > 1 and cut.blocks <= sms:
-        block_us *= _ALONE
-    finish_us = 2.0 + 2 * cut.partial_nbytes / device.bytes_per_us if cut.split else 0.0
-    return 3.0 + rounds + blocks * block_us + finish_us
+def _cut_us(device: Device, cut: WideCut) -> float:
+    return cut.us(device, device.flop_per_us * _SHARE_OF_PEAK[cut.tokens], alone=_ALONE)
 
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
-    return max(_cut_us(desc, device, _cut(desc, device)), 4.0 + streaming_us(desc, device, 0.7))
+    return max(_cut_us(device, _cut(desc, device)), 4.0 + streaming_us(desc, device, 0.7))
 
 
 _LIMITS = (

@@ -321,7 +321,8 @@ def _fits(geometry: Sequence[int], function: _Function) -> bool:
 def _encode_tensor_map(
     target: int, kind: int, rank: int, address: int, extents: Any, strides: Any, box: Any, steps: Any, *options: int
 ) -> int:
-    """What `copy_box` of the shim reads: address, extents, strides in bytes, box. Of three axes of 2-byte elements."""
+    """What `copy_box` of the shim reads: address, extents, strides in bytes, box, bytes of an item. Of three axes."""
+    item = 1 if kind == int(bindings.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8) else 2
     plain = bindings.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE
     swizzle = bindings.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B
     fits = (
@@ -333,10 +334,10 @@ def _encode_tensor_map(
         and all(0 < extent <= 1 << 32 for extent in extents[:3])
         and all(0 < stride < 1 << 40 and stride % 16 == 0 for stride in strides[:2])
         and all(0 < extent <= 256 for extent in box[:3])
-        and box[0] * 2 <= 128
+        and box[0] * item <= 128
     )
     if fits:
-        numbers = [address, *extents[:3], *strides[:2], *box[:3]]
+        numbers = [address, *extents[:3], *strides[:2], *box[:3], item]
         (ctypes.c_uint64 * 16).from_address(target)[:] = numbers + [0] * (16 - len(numbers))
     return int(_SUCCESS if fits else _INVALID_VALUE)
 

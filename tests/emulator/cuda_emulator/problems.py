@@ -45,6 +45,16 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
         *(bp.Int4AwqGemmDescriptor(20, 256, 2056, 128, None, _TILED, element)
           for element in (bp.ElementKind.F16, bp.ElementKind.BF16)),
     ),
+    "int4_awq_fp8_gemm": (
+        # Tiles of every height; more stages than a ring has, in ranges of k; all that can be is ragged.
+        *(bp.Int4AwqFp8GemmDescriptor(m, ic, oc, group, _TILED) for m, ic, oc, group in
+          ((40, 800, 200, 32), (70, 1600, 72, 64), (150, 544, 136, -1), (130, 1088, 264, 128))),
+        # On a slice of a GPU, more tiles than SMs take at a time: so short that no wait for a stage parts one from the
+        # next, and longer than the ring.
+        *(bp.Int4AwqFp8GemmDescriptor(20, 128, 2056, 128, _TILED, element, bp.EpilogueKind.BIAS_GELU)
+          for element in (bp.ElementKind.F16, bp.ElementKind.BF16)),
+        bp.Int4AwqFp8GemmDescriptor(20, 1152, 1032, 128, _TILED, bp.ElementKind.BF16),
+    ),
     "int4_awq_dequantize": (
         # Several tiles each way, the last ones ragged; every number of groups of a block; scales of the other element.
         *(bp.Int4AwqDequantizeDescriptor(ic, oc, group, _TILED, element, scales, layout) for ic, oc, group in

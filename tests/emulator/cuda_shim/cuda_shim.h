@@ -84,3 +84,13 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   }
   return result;
 }
+
+// |a - b| of each byte.
+inline unsigned __vabsdiffu4(unsigned a, unsigned b) {
+  unsigned result = 0;
+  for (int shift = 0; shift < 32; shift += 8) {
+    const unsigned of_a = a >> shift & 0xff, of_b = b >> shift & 0xff;
+    result |= (of_a > of_b ? of_a - of_b : of_b - of_a) << shift;
+  }
+  return result;
+}

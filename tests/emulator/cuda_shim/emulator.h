@@ -56,6 +56,8 @@ struct MatrixMultiply {
 void mma_m16n8k16_f16(void* const (&operands)[kWarpLanes]);
 void mma_m16n8k16_bf16(void* const (&operands)[kWarpLanes]);
 
+enum class Operands { kF16, kBf16, kE4m3 };
+
 // One lane's part of a warpgroup's instruction on its warp's 16 rows; `columns` times f32 sums, n8 tiles. It reads and
 // writes when it is waited for, as late as it may.
 struct WarpgroupMultiply {
@@ -63,7 +65,8 @@ struct WarpgroupMultiply {
   const unsigned* a;
   unsigned long long b;  // as wgmma_rows makes it
   int columns;
-  bool bf16;
+  Operands of;
+  bool adds;  // to d; else d is written anew
   unsigned issued[4];  // what a was then: it must not change
 };
 void issue_wgmma(WarpgroupMultiply multiply);

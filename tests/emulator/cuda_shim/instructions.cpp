@@ -1,7 +1,8 @@
 // What instructions of a whole warp compute, from the operands of its 32 lanes.
 //
 // A tensor core's sums are taken in f64, in rising order of k, and rounded to f32 once. A real one aligns and
-// truncates its addends; how is not documented, so neither its last bits nor its order can be modelled.
+// truncates its addends; how is not documented, so neither its last bits nor its order can be modelled. Of fp8 it keeps
+// far fewer bits than this does.
 #include <array>
 #include <cstring>
 
@@ -69,11 +70,37 @@ void multiply(void* const (&operands)[kWarpLanes]) {
   }
 }
 
-// The fragments' layouts of a and d are those of a warp's 16 rows of mma.m16n8k16, d in n8 tiles. b is read where its
-// descriptor says: rows of 128 bytes, eight of them 1024 bytes, swizzled by their addresses.
-template <typename Format16>
+// The values of all bit patterns of an operand's element.
+struct F16Operand {
+  using Bits = unsigned short;
+  static const double* table() { return values<F16>(); }
+};
+struct Bf16Operand {
+  using Bits = unsigned short;
+  static const double* table() { return values<Bf16>(); }
+};
+struct E4m3Operand {
+  using Bits = unsigned char;
+  static const double* table() {
+    static const auto table = [] {
+      std::array<double, 1 << 8> made;
+      for (unsigned bits = 0; bits < made.size(); ++bits) made[bits] = E4m3::value(static_cast<unsigned char>(bits));
+      return made;
+    }();
+    return table.data();
+  }
+};
+
+// The fragments' layouts of a and d are those of a warp's 16 rows of mma.m16n8k16, or of its m16n8k32 for 8-bit elements,
+// d in n8 tiles. b is read where its descriptor says: rows of 128 bytes, eight of them 1024 bytes, swizzled by their
+// addresses.
+template <typename Operand>
 void multiply_warpgroup_rows(std::size_t index) {
-  const double* const value = values<Format16>();
+  using Bits = typename Operand::Bits;
+  constexpr int kPieceBytes = 16, kPieces = 2;
+  constexpr int kPieceItems = kPieceBytes / sizeof(Bits), kItems = kPieces * kPieceItems;
+  constexpr int kRegisterItems = sizeof(unsigned) / sizeof(Bits);
+  const double* const value = Operand::table();
   const auto part = [&](int lane) -> const WarpgroupMultiply& {
     return running_lane(lane).multiplies[index];
   };
@@ -84,34 +111,35 @@ void multiply_warpgroup_rows(std::size_t index) {
   for (int lane = 1; lane < kWarpLanes; ++lane) {
     if (part(lane).b != first.b) fail("lanes of a warp describe different operands b");
   }
-  double a[kRows][kDepth];
+  double a[kRows][kItems];
   for (int lane = 0; lane < kWarpLanes; ++lane) {
     const int g = lane / 4, t = lane % 4;
     if (std::memcmp(part(lane).issued, part(lane).a, sizeof part(lane).issued) != 0) {
       fail("operand a of a matrix instruction that runs has been written since the last wait");
     }
     for (int i = 0; i < 4; ++i) {
-      const int row = g + 8 * (i % 2), column = 2 * t + 8 * (i / 2);
-      a[row][column] = value[part(lane).a[i] & 0xffff];
-      a[row][column + 1] = value[part(lane).a[i] >> 16];
+      const int row = g + 8 * (i % 2), column = kRegisterItems * t + kPieceItems * (i / 2);
+      Bits items[kRegisterItems];
+      std::memcpy(items, &part(lane).a[i], sizeof items);
+      for (int item = 0; item < kRegisterItems; ++item) a[row][column + item] = value[items[item]];
     }
   }
   for (int column = 0; column < first.columns; ++column) {
-    double b[kDepth];
-    for (int chunk = 0; chunk < 2; ++chunk) {
+    double b[kItems];
+    for (int piece = 0; piece < kPieces; ++piece) {
       const unsigned line = begin + static_cast<unsigned>(column / 8) * eight_rows + static_cast<unsigned>(column % 8 * 128);
-      const unsigned address = line + static_cast<unsigned>(chunk * 16);
-      const char* bytes = shared_pointer(address ^ (address >> 3 & 0x70), 16);
-      note_read(running_thread_of_lane(0), bytes, 16);
-      unsigned short items[8];
-      std::memcpy(items, bytes, 16);
-      for (int k = 0; k < 8; ++k) b[8 * chunk + k] = value[items[k]];
+      const unsigned address = line + static_cast<unsigned>(piece * kPieceBytes);
+      const char* bytes = shared_pointer(address ^ (address >> 3 & 0x70), kPieceBytes);
+      note_read(running_thread_of_lane(0), bytes, kPieceBytes);
+      Bits items[kPieceItems];
+      std::memcpy(items, bytes, kPieceBytes);
+      for (int k = 0; k < kPieceItems; ++k) b[kPieceItems * piece + k] = value[items[k]];
     }
     for (int row = 0; row < kRows; ++row) {
       const int lane = row % 8 * 4 + column % 8 / 2;
       float& sum = part(lane).d[column / 8 * 4 + row / 8 * 2 + column % 2];
-      double total = sum;
-      for (int k = 0; k < kDepth; ++k) total += a[row][k] * b[k];
+      double total = first.adds ? sum : 0.0;
+      for (int k = 0; k < kItems; ++k) total += a[row][k] * b[k];
       sum = static_cast<float>(total);
     }
   }
@@ -128,10 +156,15 @@ void finish_multiplies(void* const (&operands)[kWarpLanes]) {
   const auto groups = static_cast<std::ptrdiff_t>(ends.size()) - pending;
   const std::size_t done = ends[static_cast<std::size_t>(groups) - 1];
   for (std::size_t i = 0; i < done; ++i) {
-    if (running_lane(0).multiplies[i].bf16) {
-      multiply_warpgroup_rows<Bf16>(i);
-    } else {
-      multiply_warpgroup_rows<F16>(i);
+    switch (running_lane(0).multiplies[i].of) {
+      case Operands::kF16:
+        multiply_warpgroup_rows<F16Operand>(i);
+        break;
+      case Operands::kBf16:
+        multiply_warpgroup_rows<Bf16Operand>(i);
+        break;
+      case Operands::kE4m3:
+        multiply_warpgroup_rows<E4m3Operand>(i);
     }
   }
   for (int lane = 0; lane < kWarpLanes; ++lane) {

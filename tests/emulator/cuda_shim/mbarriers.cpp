@@ -52,11 +52,11 @@ void land_box(const BulkCopy& copy, char* bytes) {
   const auto* extents = copy.map + 1;
   const auto* strides = copy.map + 4;
   const auto* box = copy.map + 6;
-  constexpr int kItem = 2, kItems = kCopyGrain / kItem;
+  const unsigned long long item = copy.map[9], items = kCopyGrain / item;  // bytes of an element, and how many are moved
   unsigned at = 0;
   for (unsigned long long z = 0; z < box[2]; ++z) {
     for (unsigned long long y = 0; y < box[1]; ++y) {
-      for (unsigned long long x = 0; x < box[0]; x += kItems, at += kCopyGrain) {
+      for (unsigned long long x = 0; x < box[0]; x += items, at += kCopyGrain) {
         const auto place = [&](int axis, unsigned long long step) {
           return static_cast<unsigned long long>(copy.begin[axis]) + step;
         };
@@ -65,7 +65,7 @@ void land_box(const BulkCopy& copy, char* bytes) {
         if (place(0, x) >= extents[0] || place(1, y) >= extents[1] || place(2, z) >= extents[2]) {
           std::memset(target, 0, kCopyGrain);
         } else {
-          std::memcpy(target, reinterpret_cast<const char*>(copy.map[0]) + place(0, x) * kItem +
+          std::memcpy(target, reinterpret_cast<const char*>(copy.map[0]) + place(0, x) * item +
                                   place(1, y) * strides[0] + place(2, z) * strides[1], kCopyGrain);
         }
       }
@@ -154,7 +154,7 @@ void copy_bulk(unsigned destination, const void* source, unsigned nbytes, unsign
 
 void copy_box(unsigned destination, const unsigned long long (&map)[16], int x, int y, int z, unsigned mbarrier) {
   if (destination % kBoxGrain != 0) fail("a box is copied to shared address %u, no multiple of 128", destination);
-  BulkCopy copy{destination, static_cast<unsigned>(2 * map[6] * map[7] * map[8]), nullptr, {}, {x, y, z}};
+  BulkCopy copy{destination, static_cast<unsigned>(map[9] * map[6] * map[7] * map[8]), nullptr, {}, {x, y, z}};
   std::memcpy(copy.map, map, sizeof copy.map);
   issue(copy, mbarrier);
 }

@@ -1,4 +1,4 @@
-// f16 and bf16: values of bit patterns, and rounding to nearest, ties to even.
+// f16, bf16 and fp8 e4m3: values of bit patterns; of the first two, rounding to nearest, ties to even.
 #pragma once
 
 #include <cmath>
@@ -42,6 +42,16 @@ struct Format {
 
 using F16 = Format<5, 10>;
 using Bf16 = Format<8, 7>;
+
+// The finite format of fp8: no infinities, and one NaN of each sign.
+struct E4m3 {
+  static double value(unsigned char bits) {
+    const int exponent = bits >> 3 & 15, fraction = bits & 7;
+    if (exponent == 15 && fraction == 7) return std::nan("");
+    const double magnitude = exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 10);
+    return bits >> 7 ? -magnitude : magnitude;
+  }
+};
 
 // a + b to f64 such that rounding the result to a much narrower format rounds a + b once: of the two values
 // next to an inexact sum, the one with an odd last bit (Boldo and Melquiond, "Emulation of FMA and correctly

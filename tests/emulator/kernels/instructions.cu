@@ -8,6 +8,7 @@
 #include "baracuda/mbarrier.cuh"
 #include "baracuda/store_matrix.cuh"
 #include "baracuda/wgmma.cuh"
+#include "baracuda/wgmma_fp8.cuh"
 
 using namespace baracuda;
 
@@ -136,4 +137,48 @@ extern "C" __global__ void wgmma_bf16_256(const unsigned short* in, float* out) 
 }
 extern "C" __global__ void wgmma_bf16_128(const unsigned short* in, float* out) {
   multiply_by_warpgroup<__nv_bfloat16, 128>(in, out);
+}
+
+// The same of bytes: a (64, 32), rows of b (N, 128), of which the k32 step 1 is taken; added to 1000, or written anew.
+template <int kColumns, bool kAdds>
+void multiply_bytes_by_warpgroup(const unsigned char* in, float* out) {
+  unsigned char* s_rows = dynamic_shared_for_boxes();
+  const unsigned address = shared_address(s_rows);
+  for (int i = static_cast<int>(threadIdx.x); i < kColumns * 128; i += 128) {
+    const unsigned at = address + static_cast<unsigned>(i);
+    s_rows[(at ^ (at >> 3 & 0x70)) - address] = in[64 * 32 + i];
+  }
+  __syncthreads();
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const int first = static_cast<int>(threadIdx.x) / 32 * 16;
+  unsigned a[4];
+  for (int i = 0; i < 4; ++i) {
+    a[i] = *reinterpret_cast<const unsigned*>(in + (first + g + 8 * (i % 2)) * 32 + 4 * t + 16 * (i / 2));
+  }
+  float d[kColumns / 2];
+  for (float& sum : d) sum = 1000.0f;
+  wgmma_fence();
+  wgmma_m64k32_e4m3(d, a, wgmma_step(wgmma_rows(address), 1), kAdds);
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (int i = 0; i < kColumns / 2; ++i) {
+    out[(first + g + i / 2 % 2 * 8) * kColumns + i / 4 * 8 + 2 * t + i % 2] = d[i];
+  }
+}
+extern "C" __global__ void wgmma_e4m3_64_adds(const unsigned char* in, float* out) {
+  multiply_bytes_by_warpgroup<64, true>(in, out);
+}
+extern "C" __global__ void wgmma_e4m3_64_anew(const unsigned char* in, float* out) {
+  multiply_bytes_by_warpgroup<64, false>(in, out);
+}
+extern "C" __global__ void wgmma_e4m3_128_adds(const unsigned char* in, float* out) {
+  multiply_bytes_by_warpgroup<128, true>(in, out);
+}
+extern "C" __global__ void wgmma_e4m3_128_anew(const unsigned char* in, float* out) {
+  multiply_bytes_by_warpgroup<128, false>(in, out);
+}
+
+// in: a and b of each thread; out: the absolute differences of their bytes.
+extern "C" __global__ void absolute_differences(const unsigned* in, unsigned* out) {
+  out[global_index()] = __vabsdiffu4(in[2 * global_index()], in[2 * global_index() + 1]);
 }

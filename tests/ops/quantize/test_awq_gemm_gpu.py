@@ -308,7 +308,9 @@ def test_wide_tiles_of_every_size_are_right_whole_and_split(torch, monkeypatch, 
     kernels = [kernel for kernel in _kernels(layer.descriptor(rows)) if kernel.sku.variant == "wide_tiled"]
     if not kernels:
         pytest.skip("sm90a code does not run here")
-    monkeypatch.setattr(wide, "_cut", lambda desc, device: wide._Cut.of(desc, device, tokens, splitting=True))
+    monkeypatch.setattr(wide, "_cut", lambda desc, device: wide.WideCut.of(
+        desc, device, tokens, resident=wide._resident(desc, tokens), splitting=True
+    ))
     x = layer.activation(rows)
     bias = torch_randn(torch, (oc,), layer.random).to(layer.dtype)
     for kernel in kernels:

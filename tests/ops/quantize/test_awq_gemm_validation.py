@@ -16,7 +16,7 @@ from baracuda_py.vocab.enums import ArchSku, ElementKind, EpilogueKind
 
 DEVICES = ("sm_80", "sm_90a", "host")
 EXAMPLES = 2_000
-HUGE = 1 << 22  # from here on a kernel may say that a dimension, or m * oc > 2**44, is too large for it
+HUGE = 1 << 19  # from here on a kernel may say that a dimension, or m * oc > 2**44, is too large for it
 
 _numbers = st.one_of(
     st.integers(-3, 300),

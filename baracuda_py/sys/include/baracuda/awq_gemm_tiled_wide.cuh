@@ -12,6 +12,7 @@
 #pragma once
 
 #include "baracuda/awq_gemm_tiled_block.cuh"
+#include "baracuda/awq_gemm_wide_parts.cuh"
 #include "baracuda/awq_gemm_wide_schedule.cuh"
 #include "baracuda/awq_gemm_wide_store.cuh"
 #include "baracuda/bulk_copy.cuh"
@@ -46,7 +47,7 @@ struct WideShape {
   static constexpr int kRounds = kBlockSteps / kSteps;   // of a block
   // Of fragments. Two may be read by instructions that run while one is made; with two, one of those is waited for first.
   static constexpr int kSets = kResident == 2 ? 2 : 4;
-  static constexpr int kTiles = kTiledTileChannels / kTileChannels;  // a warpgroup each
+  static constexpr int kTiles = kWideChannels / kTileChannels;  // a warpgroup each
   static constexpr int kTileWarps = kWarpgroupThreads / kWarpLanes;
   static constexpr int kWarps = kTiles * kTileWarps;  // that compute
   // Where 168 registers a thread are too few, a whole warpgroup copies, and gives up most of its own.
@@ -130,12 +131,6 @@ struct WideWeights {
     r_zeros[1] = Pair::template zero_term<1>(nibble(r_group_zeros[group], 1));
   }
 };
-
-// Where the part of a warpgroup begins: (parts, tiles of a CTA, kTokens / 8, threads), four sums of an n8 tile each.
-template <typename Shape>
-__device__ __forceinline__ long long part_offset(int part, int tile) {
-  return (static_cast<long long>(part) * Shape::kTiles + tile) * (Shape::kTokens / 8 * kWarpgroupThreads);
-}
 
 template <typename Shape, typename Element>
 __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Element>& operands,
@@ -280,44 +275,9 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
                                                                place.token, place.channel + tile * kTileChannels, thread,
                                                                1 + tile);
     } else {
-      float4* g_part = g_parts + part_offset<Shape>(work.part, tile) + thread;
-#pragma unroll
-      for (int i = 0; i < Shape::kTokens / 8; ++i) {
-        g_part[i * kWarpgroupThreads] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
-      }
+      store_part<Shape>(sums, g_parts, work.part, tile, thread);
     }
   }
-}
-
-// The second launch: the partial sums of 16 tokens and 64 channels of a tile that is split, in their order.
-template <typename Shape, typename Element>
-__device__ __forceinline__ void awq_gemm_tiled_wide_finish(const AwqGemmOperands<Element>& operands,
-                                                           const float4* __restrict__ g_parts,
-                                                           const WideSchedule& schedule) {
-  constexpr int kStrips = Shape::kTokens / kWideFinishTokens;
-  unsigned char* s_rows = dynamic_shared<unsigned char>();  // (kWideFinishTokens, 64) of Element
-  const int thread = static_cast<int>(threadIdx.x);
-  const int strip = static_cast<int>(blockIdx.x) % kStrips;
-  const int tile = static_cast<int>(blockIdx.x) / kStrips % Shape::kTiles;
-  const int split_tile = static_cast<int>(blockIdx.x) / (kStrips * Shape::kTiles);
-  const WidePlace place = schedule.template place<Shape::kTokens>(schedule.whole + split_tile);
-  float sums[kWideFinishTokens / 2] = {};
-#pragma unroll 2
-  for (int split = 0; split < schedule.splits; ++split) {
-    const float4* g_part = g_parts + part_offset<Shape>(split_tile * schedule.splits + split, tile) +
-                           strip * (kWideFinishTokens / 8 * kWarpgroupThreads) + thread;
-#pragma unroll
-    for (int i = 0; i < kWideFinishTokens / 8; ++i) {
-      const float4 part = g_part[i * kWarpgroupThreads];
-      sums[4 * i] += part.x;
-      sums[4 * i + 1] += part.y;
-      sums[4 * i + 2] += part.z;
-      sums[4 * i + 3] += part.w;
-    }
-  }
-  store_warpgroup_sums<kWideFinishTokens, kWideFinishTokens>(operands, sums, s_rows,
-                                                             place.token + kWideFinishTokens * strip,
-                                                             place.channel + tile * kTileChannels, thread, 1);
 }
 
 }  // namespace baracuda

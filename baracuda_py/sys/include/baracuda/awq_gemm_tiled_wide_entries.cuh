@@ -1,7 +1,7 @@
 // The entry points of awq_gemm_tiled_wide.cuh for one element and number of groups.
 //
 // awq_gemm for TILED weights and many tokens, warpgroup instructions; oc % 8 == 0, ic % 64 == 0. An entry's name has its
-// tokens (t) and groups of a block of 128 input channels (g). Of the tiles, kTiledTileChannels channels by t tokens, the
+// tokens (t) and groups of a block of 128 input channels (g). Of the tiles, kWideChannels channels by t tokens, the
 // first `whole` go round the CTAs of the grid (n, 1, 1); `split` more are cut in `splits` ranges of input channels each, at
 // most one a CTA. `panel` token tiles follow each other before the next channels. x_map is x as (ic / 64, m, 64) with boxes
 // of (1, t, 64), swizzled over 128 bytes.
@@ -9,7 +9,7 @@
 // kWideThreads threads, beyond kWideFewTokens tokens kWideManyThreads. Dynamic shared memory: `stages` times 128 * t + 16
 // bytes, half as many times, rounded up, 4 * (2048 + 80 g) bytes, and 2 * kWideStoreBytes; two stages or more.
 //
-// Partial sums of split tiles go to parts, (split, splits, kTiledTileChannels, t) of f32 in an order of their own. The entry
+// Partial sums of split tiles go to parts, (split, splits, kWideChannels, t) of f32 in an order of their own. The entry
 // `_finish`, grid (split * t / 8, 1, 1), kWideFinishThreads threads, 128 * kWideFinishTokens bytes of dynamic shared memory,
 // adds them, in their order, and stores the outputs.
 #pragma once
@@ -30,8 +30,9 @@
   extern "C" __global__ void __launch_bounds__(baracuda::kWideFinishThreads)                                            \
       name##_finish(BARACUDA_AWQ_GEMM_PARAMETERS(Element), const float4* __restrict__ parts,                            \
                     BARACUDA_WIDE_SCHEDULE_PARAMETERS) {                                                                \
-    baracuda::awq_gemm_tiled_wide_finish<baracuda::WideShape<kTokens, kGroups>>(                                        \
-        baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, parts, BARACUDA_WIDE_SCHEDULE);                  \
+    baracuda::awq_gemm_wide_finish<baracuda::WideShape<kTokens, kGroups>>(                                              \
+        baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, parts, BARACUDA_WIDE_SCHEDULE,                   \
+        baracuda::Unscaled{});                                                                                          \
   }
 
 #define BARACUDA_WIDE_ENTRIES(prefix, Element, kGroups)                 \

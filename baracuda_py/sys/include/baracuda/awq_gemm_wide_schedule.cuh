@@ -4,9 +4,11 @@
 // round, so that `splits` CTAs can take a tile, a range of its input channels each, and leave partial sums.
 #pragma once
 
-#include "baracuda/awq_gemm_tiled_tile.cuh"
+#include "baracuda/constant.cuh"
 
 namespace baracuda {
+
+BARACUDA_CONSTANT(kWideChannels, 128);  // output channels of a tile
 
 // Blocks [first, end) of 128 input channels of a tile.
 struct WideWork {
@@ -36,12 +38,11 @@ struct WideSchedule {
   template <int kTokens>
   __device__ __forceinline__ WidePlace place(int tile) const {
     const int token_tiles = static_cast<int>((static_cast<long long>(m) + kTokens - 1) / kTokens);
-    const int channel_tiles =
-        static_cast<int>((static_cast<long long>(oc) + kTiledTileChannels - 1) / kTiledTileChannels);
+    const int channel_tiles = static_cast<int>((static_cast<long long>(oc) + kWideChannels - 1) / kWideChannels);
     const int before = tile / (panel * channel_tiles) * panel;  // token tiles of the panels before
     const int inside = tile - before * channel_tiles;
     const int width = token_tiles - before < panel ? token_tiles - before : panel;
-    return {static_cast<long long>(inside / width) * kTiledTileChannels,
+    return {static_cast<long long>(inside / width) * kWideChannels,
             static_cast<long long>(before + inside % width) * kTokens};
   }
 };

@@ -8,7 +8,7 @@
 
 namespace baracuda {
 
-// Operand b in shared memory: rows of 64 input channels, 128 bytes, swizzled over as many as a tensor map does it, the first
+// Operand b in shared memory: rows of 128 bytes of input channels, swizzled over as many as a tensor map does it, the first
 // at `address`, a multiple of 1024.
 __device__ __forceinline__ unsigned long long wgmma_rows(unsigned address) {
   constexpr unsigned long long kSwizzle128 = 1ull << 62;
@@ -16,7 +16,7 @@ __device__ __forceinline__ unsigned long long wgmma_rows(unsigned address) {
   return kSwizzle128 | kEightRows | 1ull << 16 | (address & 0x3ffffu) >> 4;
 }
 
-// The same rows, `step` k16 steps on.
+// The same rows, `step` times 32 bytes on: k16 steps of 16-bit elements, k32 steps of 8-bit ones.
 __device__ __forceinline__ unsigned long long wgmma_step(unsigned long long rows, int step) {
   return (rows & ~0xffffffffull) | (static_cast<unsigned>(rows) + 2 * step);
 }

@@ -32,35 +32,35 @@ inline void wgmma_m64k16(float (&d)[kRegisters], const unsigned (&a)[4], unsigne
 
 template <>
 inline void wgmma_m64k16<__half, 16>(float (&d)[16], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 32, false, {}});
+  emulator::issue_wgmma({d, a, b, 32, emulator::Operands::kF16, true, {}});
 }
 template <>
 inline void wgmma_m64k16<__half, 32>(float (&d)[32], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 64, false, {}});
+  emulator::issue_wgmma({d, a, b, 64, emulator::Operands::kF16, true, {}});
 }
 template <>
 inline void wgmma_m64k16<__half, 64>(float (&d)[64], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 128, false, {}});
+  emulator::issue_wgmma({d, a, b, 128, emulator::Operands::kF16, true, {}});
 }
 template <>
 inline void wgmma_m64k16<__half, 128>(float (&d)[128], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 256, false, {}});
+  emulator::issue_wgmma({d, a, b, 256, emulator::Operands::kF16, true, {}});
 }
 template <>
 inline void wgmma_m64k16<__nv_bfloat16, 16>(float (&d)[16], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 32, true, {}});
+  emulator::issue_wgmma({d, a, b, 32, emulator::Operands::kBf16, true, {}});
 }
 template <>
 inline void wgmma_m64k16<__nv_bfloat16, 32>(float (&d)[32], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 64, true, {}});
+  emulator::issue_wgmma({d, a, b, 64, emulator::Operands::kBf16, true, {}});
 }
 template <>
 inline void wgmma_m64k16<__nv_bfloat16, 64>(float (&d)[64], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 128, true, {}});
+  emulator::issue_wgmma({d, a, b, 128, emulator::Operands::kBf16, true, {}});
 }
 template <>
 inline void wgmma_m64k16<__nv_bfloat16, 128>(float (&d)[128], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 256, true, {}});
+  emulator::issue_wgmma({d, a, b, 256, emulator::Operands::kBf16, true, {}});
 }
 
 }  // namespace baracuda
