@@ -1,0 +1,64 @@
+"""What runs all that a GPU can show goes on behind what fails, keeps its time, and packs what was written."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "on_gpu.py"
+
+
+@pytest.fixture
+def on_gpu(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("on_gpu", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    (tmp_path / "results" / "card").mkdir(parents=True)
+    (tmp_path / "results" / "card" / "old.json").write_text("{}")
+    os.utime(tmp_path / "results" / "card" / "old.json", (0, 0))
+    return module
+
+
+def script(folder, name, text):
+    (folder / f"{name}.py").write_text(text)
+
+
+def run(on_gpu, monkeypatch, steps, *words):
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py", *map(str, words)])
+    return on_gpu.main(tuple(on_gpu.Step(name, (), limit_s) for name, limit_s in steps))
+
+
+def test_what_fails_is_told_and_the_rest_runs(on_gpu, tmp_path, monkeypatch, capfd):
+    script(tmp_path, "broken", "print('what went wrong'); raise SystemExit(3)")
+    script(tmp_path, "stuck", "import time; print('begun', flush=True); time.sleep(60)")
+    script(tmp_path, "fine", f"open({str(tmp_path / 'results' / 'card' / 'new.json')!r}, 'w').write('1')")
+    steps = (("broken.py", 20), ("stuck.py", 1), ("fine.py", 20))
+    assert run(on_gpu, monkeypatch, steps, "--archive", tmp_path / "all.tar.gz") == 1
+    told = capfd.readouterr().err
+    assert "what went wrong" in told
+    assert "broken.py: ended with 3" in told
+    assert "stuck.py: stopped after 1 s" in told
+    assert "begun" in told
+    assert "fine.py: done in" in told
+    with tarfile.open(tmp_path / "all.tar.gz") as packed:
+        assert packed.getnames() == ["results/card/new.json"]
+
+
+def test_what_might_not_end_in_time_does_not_begin(on_gpu, tmp_path, monkeypatch, capfd):
+    script(tmp_path, "long", "raise SystemExit(9)")
+    script(tmp_path, "short", "")
+    assert run(on_gpu, monkeypatch, (("long.py", 100), ("short.py", 20)), "--minutes", 1) == 1
+    told = capfd.readouterr().err
+    assert "long.py: no time left" in told
+    assert "short.py: done in" in told
+    assert run(on_gpu, monkeypatch, (("long.py", 100), ("short.py", 20)), "--only", "short") == 0
+
+
+def test_every_script_that_is_named_exists(on_gpu):
+    assert all((SCRIPT.parent / step.script).exists() for step in on_gpu.STEPS)
