@@ -23,21 +23,32 @@ HERE = Path(__file__).parent
 
 @frozen
 class Step:
-    """A script with its arguments, and the seconds after which it is stuck."""
+    """What is run: a script with arguments, and the seconds after which it is stuck."""
 
+    name: str
     script: str
     arguments: tuple[str, ...]
     limit_s: float
 
 
+_BENCH = ("--no-plot", "--budget")
+_GROUPS = ("--group-size", "32", "--group-size", "64")
+_MODELS = tuple(
+    word for name in ("qwen2.5-0.5b", "qwen2.5-7b", "qwen2.5-32b", "mixtral-8x7b") for word in ("--preset", name)
+)
 STEPS = (
-    Step("gpu_tests.py", ("--sanitizer",), 420),
-    Step("host_overhead.py", (), 60),
-    Step("awq_linear.py", (), 60),
-    Step("awq_repack.py", (), 90),
-    Step("awq.py", ("--preset", "frontier", "--no-plot", "--budget", "5m"), 360),
-    Step("models.py", (), 240),
-    Step("soak.py", (), 120),
+    Step("tests", "gpu_tests.py", ("--sanitizer",), 420),
+    Step("host_overhead", "host_overhead.py", (), 60),
+    Step("awq_linear", "awq_linear.py", (), 60),
+    Step("awq_repack", "awq_repack.py", (), 90),
+    # One file: the same layers at other rows, elements and groups, then those of further models.
+    Step("awq", "awq.py", (*_BENCH, "5m", "--preset", "frontier"), 360),
+    Step("awq_bf16", "awq.py", (*_BENCH, "2m", "--preset", "frontier", "--m", "1,8,16,512", "--element", "bf16"), 180),
+    Step("awq_groups", "awq.py", (*_BENCH, "2m", "--preset", "frontier", "--m", "1,8,16", *_GROUPS), 180),
+    Step("awq_models", "awq.py", (*_BENCH, "3m", *_MODELS, "--m", "1,2,4,8,16"), 240),
+    Step("awq_ragged", "awq.py", (*_BENCH, "2m", "--shape", "14336x4096", "--m", "65,100,200,300,1000,3000"), 180),
+    Step("models", "models.py", (), 240),
+    Step("soak", "soak.py", (), 120),
 )
 
 
@@ -46,11 +57,11 @@ def main(steps: tuple[Step, ...] = STEPS) -> int:
     start = time.monotonic()
     outcomes = {}
     for step in steps:
-        if options.only and Path(step.script).stem not in options.only:
+        if options.only and step.name not in options.only:
             continue
         left_s = 60 * options.minutes - (time.monotonic() - start)
-        outcomes[step.script] = _run(step) if step.limit_s <= left_s else "no time left"
-        print(f"{step.script}: {outcomes[step.script]}", file=sys.stderr, flush=True)
+        outcomes[step.name] = _run(step) if step.limit_s <= left_s else "no time left"
+        print(f"{step.name}: {outcomes[step.name]}", file=sys.stderr, flush=True)
         if options.archive:
             _pack(options.archive, since=time.time() - (time.monotonic() - start))
     return 0 if all(outcome.startswith("done") for outcome in outcomes.values()) else 1
@@ -59,7 +70,7 @@ def main(steps: tuple[Step, ...] = STEPS) -> int:
 def _parser(steps: tuple[Step, ...]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="for all of it")
-    parser.add_argument("--only", nargs="+", choices=[Path(step.script).stem for step in steps], metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=[step.name for step in steps], metavar="NAME")
     parser.add_argument("--archive", type=Path, help="a tar.gz of the result files that were written, kept current")
     return parser
 

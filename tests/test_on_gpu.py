@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from baracuda_py.cli import main
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "on_gpu.py"
+
+
+def loaded():
+    spec = importlib.util.spec_from_file_location("on_gpu", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def on_gpu(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("on_gpu", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded()
     monkeypatch.setattr(module, "HERE", tmp_path)
     (tmp_path / "results" / "card").mkdir(parents=True)
     (tmp_path / "results" / "card" / "old.json").write_text("{}")
@@ -31,21 +39,21 @@ def script(folder, name, text):
 
 def run(on_gpu, monkeypatch, steps, *words):
     monkeypatch.setattr(sys, "argv", ["on_gpu.py", *map(str, words)])
-    return on_gpu.main(tuple(on_gpu.Step(name, (), limit_s) for name, limit_s in steps))
+    return on_gpu.main(tuple(on_gpu.Step(name, f"{name}.py", (), limit_s) for name, limit_s in steps))
 
 
 def test_what_fails_is_told_and_the_rest_runs(on_gpu, tmp_path, monkeypatch, capfd):
     script(tmp_path, "broken", "print('what went wrong'); raise SystemExit(3)")
     script(tmp_path, "stuck", "import time; print('begun', flush=True); time.sleep(60)")
     script(tmp_path, "fine", f"open({str(tmp_path / 'results' / 'card' / 'new.json')!r}, 'w').write('1')")
-    steps = (("broken.py", 20), ("stuck.py", 1), ("fine.py", 20))
+    steps = (("broken", 20), ("stuck", 1), ("fine", 20))
     assert run(on_gpu, monkeypatch, steps, "--archive", tmp_path / "all.tar.gz") == 1
     told = capfd.readouterr().err
     assert "what went wrong" in told
-    assert "broken.py: ended with 3" in told
-    assert "stuck.py: stopped after 1 s" in told
+    assert "broken: ended with 3" in told
+    assert "stuck: stopped after 1 s" in told
     assert "begun" in told
-    assert "fine.py: done in" in told
+    assert "fine: done in" in told
     with tarfile.open(tmp_path / "all.tar.gz") as packed:
         assert packed.getnames() == ["results/card/new.json"]
 
@@ -53,12 +61,19 @@ def test_what_fails_is_told_and_the_rest_runs(on_gpu, tmp_path, monkeypatch, cap
 def test_what_might_not_end_in_time_does_not_begin(on_gpu, tmp_path, monkeypatch, capfd):
     script(tmp_path, "long", "raise SystemExit(9)")
     script(tmp_path, "short", "")
-    assert run(on_gpu, monkeypatch, (("long.py", 100), ("short.py", 20)), "--minutes", 1) == 1
+    assert run(on_gpu, monkeypatch, (("long", 100), ("short", 20)), "--minutes", 1) == 1
     told = capfd.readouterr().err
-    assert "long.py: no time left" in told
-    assert "short.py: done in" in told
-    assert run(on_gpu, monkeypatch, (("long.py", 100), ("short.py", 20)), "--only", "short") == 0
+    assert "long: no time left" in told
+    assert "short: done in" in told
+    assert run(on_gpu, monkeypatch, (("long", 100), ("short", 20)), "--only", "short") == 0
 
 
-def test_every_script_that_is_named_exists(on_gpu):
-    assert all((SCRIPT.parent / step.script).exists() for step in on_gpu.STEPS)
+@pytest.mark.parametrize("words", [(step.script, *step.arguments) for step in loaded().STEPS], ids=" ".join)
+def test_every_script_takes_its_arguments(words):
+    script, *arguments = words
+    if script == "awq.py":
+        with pytest.raises(SystemExit) as stopped:
+            main(["bench", *arguments, "--device", "sm_90"])
+        assert stopped.value.code == 3, "of the device, which is not there: nothing is wrong before it"
+    else:
+        assert set(arguments) <= set(re.findall(r"--\w+", (SCRIPT.parent / script).read_text()))

@@ -36,7 +36,7 @@ RUN_ON_GPU: tuple[str, ...] = ("sm_90",)
 """Architectures whose GPU has run the kernels, but for sources that say `assembled-only`; the others are only known to
 assemble."""
 
-# NVRTC gives one of several outputs for a large kernel, by chance: 3 of 14 compilations of awq_gemm.tiled_tile were not
+# NVRTC gives one of several outputs for a large source, by chance: 3 of 14 compilations of one of 2 MB of PTX were not
 # the usual one. What differs is compiled again, unless so much does that it is the sources.
 _REPEATS = 5
 _FEW = 3

@@ -59,8 +59,12 @@ def _public_modules() -> Iterator[ModuleType]:
         if _INTERNAL.match(name) or name.startswith("interop."):  # which need their framework: see their guides
             continue
         module = import_module(found.name)
-        if hasattr(module, "OP") if name.startswith("ops.") else hasattr(module, "__all__"):
+        if _has_page(module):
             yield module
+
+
+def _has_page(module: ModuleType) -> bool:
+    return hasattr(module, "OP") if _short(module).startswith("ops.") else hasattr(module, "__all__")
 
 
 def _short(module: ModuleType) -> str:
@@ -117,7 +121,12 @@ def _enum(name: str, enum: type[Enum]) -> str:
 
 
 def _class(name: str, cls: type) -> str:
-    bases = [base for base in cls.__bases__ if base.__module__.startswith("baracuda_py")]
+    ours = [base for base in cls.__mro__[1:] if base.__module__.startswith("baracuda_py")]
+    bases = [base for base in ours if base in cls.__bases__ and _has_page(import_module(base.__module__))]
+    members = {**vars(cls)}
+    for base in ours:
+        if not _has_page(import_module(base.__module__)):
+            members |= {member: value for member, value in vars(base).items() if member not in members}
     lines = [f"## {name}\n"]
     call = _constructor(name, cls)
     if call:
@@ -130,7 +139,7 @@ def _class(name: str, cls: type) -> str:
     builders = [f"`{member}`" for member in vars(cls) if member.startswith("with_") and attrs.has(cls)]
     if builders:
         lines.append(f"Copies with one field changed: {', '.join(builders)}.\n")
-    for member, value in vars(cls).items():
+    for member, value in members.items():
         if member.startswith("_") or f"`{member}`" in builders:
             continue
         if isinstance(value, property | cached_property):

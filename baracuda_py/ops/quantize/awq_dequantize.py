@@ -12,6 +12,7 @@ from typing import Any
 
 from baracuda_py.ops.quantize.awq_host import awq_dequantize_host, awq_dequantize_tiled_host
 from baracuda_py.ops.quantize.awq_layout import WEIGHT_SHAPES, AwqWeightLayout, plain_reference, samples
+from baracuda_py.ops.quantize.awq_problem import PackedAwqWeight
 from baracuda_py.ops.quantize.awq_reference import dequantize_reference
 from baracuda_py.ops.quantize.awq_tiles import Tiling
 from baracuda_py.registry import Kernel, Op
@@ -37,7 +38,7 @@ __all__ = ["OP", "Int4AwqDequantizeArgs", "Int4AwqDequantizeDescriptor"]
 
 
 @descriptor
-class Int4AwqDequantizeDescriptor:
+class Int4AwqDequantizeDescriptor(PackedAwqWeight):
     """Dense weights from packed ones.
 
     Attributes:
@@ -56,31 +57,6 @@ class Int4AwqDequantizeDescriptor:
     element: ElementKind = enum_field(ElementKind, default=ElementKind.F16)
     scales_element: ElementKind = enum_field(ElementKind, default=ElementKind.F16)
     layout: LayoutSku = enum_field(LayoutSku, default=LayoutSku.RRR)
-
-    @property
-    def group(self) -> int:
-        """Input channels of one group."""
-        return self.ic if self.group_size == -1 else self.group_size
-
-    @property
-    def groups(self) -> int:
-        """Groups along ic."""
-        return self.ic // self.group if self.group else 0
-
-    @property
-    def weights(self) -> int:
-        """Nibbles of the weight."""
-        return self.ic * self.oc
-
-    @property
-    def weight_shape(self) -> tuple[int, int]:
-        """Shape of `weight_packed`, in 32-bit words."""
-        return self.weight_layout.weight_shape(self.ic, self.oc, self.group_size)
-
-    @property
-    def scales_apart(self) -> bool:
-        """Whether scales and zero points are tensors of their own."""
-        return not self.weight_layout.holds_scales
 
     @property
     def scales_kind(self) -> ElementKind:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from baracuda_py.ops.quantize.awq_fp8_gemm_sm90a import fp8_kernels
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host, awq_gemm_tiled_host
 from baracuda_py.ops.quantize.awq_layout import WEIGHT_SHAPES, AwqWeightLayout, plain_reference, samples
+from baracuda_py.ops.quantize.awq_problem import AwqProduct
 from baracuda_py.ops.quantize.awq_reference import gemm_reference
 from baracuda_py.registry import Kernel, Op
 from baracuda_py.vocab.code import HostCode
@@ -44,7 +45,7 @@ _WORDS = (ElementKind.I32, ElementKind.U32)
 
 
 @descriptor
-class Int4AwqFp8GemmDescriptor:
+class Int4AwqFp8GemmDescriptor(AwqProduct):
     """An AWQ GEMM of fp8 activations: (m, ic), with a scale a row, times 4-bit (ic, oc) weights.
 
     Attributes:
@@ -73,36 +74,6 @@ class Int4AwqFp8GemmDescriptor:
         def with_element(self, value: ElementKind) -> Self: ...
         def with_epilogue(self, value: EpilogueKind) -> Self: ...
         def with_scales_element(self, value: ElementKind | None) -> Self: ...
-
-    @property
-    def groups(self) -> int:
-        """Groups along ic."""
-        return 1 if self.group_size == -1 else self.ic // self.group_size
-
-    @property
-    def outputs(self) -> int:
-        """Elements of the output."""
-        return self.m * self.oc
-
-    @property
-    def weight_shape(self) -> tuple[int, int]:
-        """Shape of `weight_packed`, in 32-bit words."""
-        return self.weight_layout.weight_shape(self.ic, self.oc, self.group_size)
-
-    @property
-    def scales_apart(self) -> bool:
-        """Whether the weights' scales and zero points are tensors of their own."""
-        return not self.weight_layout.holds_scales
-
-    @property
-    def scales_kind(self) -> ElementKind:
-        """The element of the weights' scales."""
-        return self.scales_element or self.element
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether the epilogue adds a bias."""
-        return self.epilogue is not EpilogueKind.IDENTITY
 
 
 @arguments

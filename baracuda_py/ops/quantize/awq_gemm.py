@@ -24,6 +24,7 @@ from baracuda_py.ops.quantize.awq_gemm_tiled import tiled_kernels
 from baracuda_py.ops.quantize.awq_host import awq_gemm_host, awq_gemm_tiled_host
 from baracuda_py.ops.quantize.awq_layout import WEIGHT_SHAPES, AwqWeightLayout, plain_reference, samples
 from baracuda_py.ops.quantize.awq_onnxruntime import PreparedAwqGemm, awq_gemm_onnxruntime
+from baracuda_py.ops.quantize.awq_problem import AwqProduct
 from baracuda_py.ops.quantize.awq_reference import gemm_reference
 from baracuda_py.registry import Kernel, Op
 from baracuda_py.vocab.code import HostCode
@@ -47,7 +48,7 @@ __all__ = ["OP", "AwqWeightLayout", "Int4AwqGemmArgs", "Int4AwqGemmDescriptor"]
 
 
 @descriptor
-class Int4AwqGemmDescriptor:
+class Int4AwqGemmDescriptor(AwqProduct):
     """An AWQ GEMM: (m, ic) activations times 4-bit (ic, oc) weights.
 
     Attributes:
@@ -79,46 +80,6 @@ class Int4AwqGemmDescriptor:
         def with_element(self, value: ElementKind) -> Self: ...
         def with_epilogue(self, value: EpilogueKind) -> Self: ...
         def with_scales_element(self, value: ElementKind | None) -> Self: ...
-
-    @property
-    def group(self) -> int:
-        """Input channels of one group."""
-        return self.ic if self.group_size == -1 else self.group_size
-
-    @property
-    def groups(self) -> int:
-        """Groups along ic."""
-        return self.ic // self.group
-
-    @property
-    def outputs(self) -> int:
-        """Elements of the output."""
-        return self.m * self.oc
-
-    @property
-    def weights(self) -> int:
-        """Nibbles of the weight."""
-        return self.ic * self.oc
-
-    @property
-    def weight_shape(self) -> tuple[int, int]:
-        """Shape of `weight_packed`, in 32-bit words."""
-        return self.weight_layout.weight_shape(self.ic, self.oc, self.group_size)
-
-    @property
-    def scales_apart(self) -> bool:
-        """Whether scales and zero points are tensors of their own."""
-        return not self.weight_layout.holds_scales
-
-    @property
-    def scales_kind(self) -> ElementKind:
-        """The element of the scales."""
-        return self.scales_element or self.element
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether the epilogue adds a bias."""
-        return self.epilogue is not EpilogueKind.IDENTITY
 
 
 _WORDS = (ElementKind.I32, ElementKind.U32)

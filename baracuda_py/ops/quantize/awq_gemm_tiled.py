@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["tiled_kernels"]
 
-_TILE = "quantize.awq_gemm.tiled_tile"
 _ARCH = ArchSku.SM80
 _INT = (1 << 31) - 1
 # Thread blocks of the tile kernel that the registers of an SM hold at a time, by its tokens.
@@ -45,8 +44,13 @@ _MIN_SPLIT_BLOCKS = 2  # blocks of 128 input channels that are worth a split of 
 _MAX_SPLITS = 32
 
 
+def _module(element: ElementKind, groups: int) -> str:
+    """A module each: a driver compiles a module as a whole, and a checkpoint needs one."""
+    return f"quantize.awq_gemm.tiled_tile_{element.name.lower()}_g{groups}"
+
+
 def _constant(name: str) -> int:
-    return module(_TILE, _ARCH.name.lower()).constant(name)
+    return module(_module(ElementKind.F16, 1), _ARCH.name.lower()).constant(name)  # all say the same
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -96,6 +100,7 @@ def _tile_launches(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> 
         (_constant("kTiledTileThreads"), 1, 1),
         (*operands(desc), Pointer(WORKSPACE)),
         stages * _stage_nbytes(desc),
+        _module(desc.element, tiling.groups_of_block),
     )
     return (main,) if splits == 1 else (main, reduce_launch(desc, splits))
 
@@ -162,7 +167,7 @@ def tiled_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
                 OpCategory.QUANTIZATION, QuantizeKind.INT4_AWQ_GEMM, element, ElementKind.U4, LayoutSku.RCR, epilogue,
                 _ARCH, BackendKind.BESPOKE, guarantee(element, batch_invariant=invariant), f"{variant}_{layout.value}",
             ),
-            PtxCode(_TILE, _ARCH, launches),
+            PtxCode(_module(element, 1), _ARCH, launches),
             cost=cost,
             rules=(reads, *scales[element], *_LIMITS),
             alignment={"activation": 16, "weight_packed": 16},

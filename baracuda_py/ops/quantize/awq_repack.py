@@ -20,6 +20,7 @@ from baracuda_py.ops.quantize.awq_packing import (
     repack_zeros,
     unpack_zeros,
 )
+from baracuda_py.ops.quantize.awq_problem import AwqWeight
 from baracuda_py.ops.quantize.awq_reference import repack_reference
 from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS, Tiling, pack_tiles, unpack_tiles
 from baracuda_py.registry import Kernel, Op
@@ -44,7 +45,7 @@ __all__ = ["OP", "Int4AwqRepackArgs", "Int4AwqRepackDescriptor"]
 
 
 @descriptor
-class Int4AwqRepackDescriptor:
+class Int4AwqRepackDescriptor(AwqWeight):
     """A change of layout of packed (ic, oc) weights and of their zero points.
 
     Attributes:
@@ -59,21 +60,6 @@ class Int4AwqRepackDescriptor:
     group_size: int = int_field(default=128)
     source: AwqWeightLayout = enum_field(AwqWeightLayout, default=AwqWeightLayout.HF_GEMM)
     target: AwqWeightLayout = enum_field(AwqWeightLayout, default=AwqWeightLayout.OC_MAJOR)
-
-    @property
-    def group(self) -> int:
-        """Input channels of one group."""
-        return self.ic if self.group_size == -1 else self.group_size
-
-    @property
-    def groups(self) -> int:
-        """Groups along ic."""
-        return self.ic // self.group if self.group else 0
-
-    @property
-    def weights(self) -> int:
-        """Nibbles of the weight."""
-        return self.ic * self.oc
 
     @property
     def layouts_differ(self) -> bool:

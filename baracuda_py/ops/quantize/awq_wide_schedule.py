@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from attrs import frozen
 
+from baracuda_py.ops.quantize.awq_problem import AwqProduct
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS
 from baracuda_py.sys import module
 from baracuda_py.vocab.code import Launch, Parameter
@@ -19,15 +19,6 @@ _MAX_SPLITS = 16
 _PANEL = 8  # token tiles that follow each other before the next channels, so that L2 keeps their x
 _SUM_BYTES = 4
 _OUTPUT_BYTES = 2
-
-
-class _Problem(Protocol):
-    @property
-    def m(self) -> int: ...
-    @property
-    def ic(self) -> int: ...
-    @property
-    def oc(self) -> int: ...
 
 
 def _constant(name: str) -> int:
@@ -63,7 +54,7 @@ class WideCut:
     splits: int
 
     @classmethod
-    def of(cls, desc: _Problem, device: Device, tokens: int, *, resident: int = 1, splitting: bool) -> WideCut:
+    def of(cls, desc: AwqProduct, device: Device, tokens: int, *, resident: int = 1, splitting: bool) -> WideCut:
         """With `splitting`, the tiles of the last round are split, if the GPU holds twice as many thread blocks."""
         token_tiles = _ceil_div(desc.m, tokens)
         depth = _ceil_div(desc.ic, TILE_COLUMNS)
@@ -78,7 +69,7 @@ class WideCut:
         return cls(tokens, token_tiles, depth, resident, blocks, tiles - left, left, splits)
 
     @classmethod
-    def all(cls, desc: _Problem, device: Device, residents: Iterable[tuple[int, int]]) -> tuple[WideCut, ...]:
+    def all(cls, desc: AwqProduct, device: Device, residents: Iterable[tuple[int, int]]) -> tuple[WideCut, ...]:
         """Every cut with tiles of so many tokens, and so many thread blocks an SM; the first is the smallest.
 
         Tiles that are more than half empty are left out.

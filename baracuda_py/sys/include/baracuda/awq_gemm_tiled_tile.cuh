@@ -183,21 +183,26 @@ struct TiledSlice {
   using Pair = Int4Pair<Element>;
   static constexpr int kGroups = Tile::kSliceGroups;
   uint4 r_words[Tile::kTilesM];
-  unsigned r_zeros[kGroups][Tile::kTilesM];
+  unsigned r_zeros[kGroups][Tile::kTilesM];   // of rows r and r + 8, in the low byte
   unsigned r_scales[kGroups][Tile::kTilesM];  // of rows r and r + 8, of the element's type
 
   __device__ __forceinline__ void load(const unsigned char* s_tile, int lane, bool scales_bf16) {
 #pragma unroll
-    for (int tile = 0; tile < Tile::kTilesM; ++tile) {
-      const unsigned char* s_unit = s_tile + tile / 2 * Tile::kUnitBytes;
-      r_words[tile] = *reinterpret_cast<const uint4*>(s_unit + (tile % 2 * kWarpLanes + lane) * kLaneBytes);
+    for (int pair = 0; pair < Tile::kTilesM / 2; ++pair) {
+      const unsigned char* s_unit = s_tile + pair * Tile::kUnitBytes;
+#pragma unroll
+      for (int second = 0; second < 2; ++second) {
+        r_words[2 * pair + second] = *reinterpret_cast<const uint4*>(s_unit + (second * kWarpLanes + lane) * kLaneBytes);
+      }
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
         const unsigned char* s_group = s_unit + Tile::kNibbleBytes + group * Tile::kGroupBytes;
-        const int row = lane / 4 * 2 + tile % 2;
-        r_zeros[group][tile] = s_group[kGroupScaleBytes + row];
-        r_scales[group][tile] =
-            element_scales<Element>(*reinterpret_cast<const unsigned*>(s_group + row * 4), scales_bf16);
+        const unsigned zeros = *reinterpret_cast<const unsigned short*>(s_group + kGroupScaleBytes + lane / 4 * 2);
+        r_zeros[group][2 * pair] = zeros;
+        r_zeros[group][2 * pair + 1] = zeros >> 8;
+        const uint2 scales = *reinterpret_cast<const uint2*>(s_group + lane / 4 * 8);
+        r_scales[group][2 * pair] = element_scales<Element>(scales.x, scales_bf16);
+        r_scales[group][2 * pair + 1] = element_scales<Element>(scales.y, scales_bf16);
       }
     }
   }
