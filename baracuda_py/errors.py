@@ -7,6 +7,7 @@ The same facts are attributes, so that a caller never has to parse the text.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,6 +29,10 @@ __all__ = [
     "UnsupportedCheckpoint",
     "WorkspaceTooSmall",
 ]
+
+
+OTHER_SKU = "a SKU serves one of each"
+"""Why a kernel refuses a problem for the sake of its SKU alone."""
 
 
 class BaracudaError(Exception):
@@ -203,6 +208,8 @@ class Refused:
 class NoKernel(Unsupported):
     """No registered kernel serves the problem on the device; `refusals` says why, kernel by kernel.
 
+    The text says each reason once; kernels that are for another element, epilogue or the like are counted.
+
     Attributes:
         refusals: a tuple of `Refused(sku, refusal)`, one for each kernel of the op.
     """
@@ -211,6 +218,11 @@ class NoKernel(Unsupported):
         self.refusals = tuple(refusals)
         self.device = device
         super().__init__(where, f"some registered kernel must serve this problem on {device}", rule="no kernel")
+        near = [one.refusal for one in self.refusals if one.refusal.why != OTHER_SKU]
+        others = [one.refusal.rule.partition(" in ")[0] for one in self.refusals if one.refusal.why == OTHER_SKU]
         lines = [str(self.args[0])]
-        lines += [f"  {refused.sku.token}: {refused.refusal}" for refused in self.refusals]
+        for reason, count in Counter(map(str, near)).items():
+            lines.append(f"  {reason}" + (f" ({count} kernels)" if count > 1 else ""))
+        if others:
+            lines.append(f"  {len(others)} more are for another {' or '.join(dict.fromkeys(others))}.")
         self.args = ("\n".join(lines),)

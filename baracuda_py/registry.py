@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from attrs import evolve, field, frozen
 
-from baracuda_py.errors import BaracudaError, NoKernel, Refused, RegistrationError, Unsupported
+from baracuda_py.errors import OTHER_SKU, BaracudaError, NoKernel, Refused, RegistrationError, Unsupported
 from baracuda_py.vocab.code import (
     WORKSPACE,
     Backend,
@@ -675,11 +675,10 @@ def _rank(kernel: Kernel, cost_us: float | None, wishes: PlanPreference) -> tupl
 def _implied_rules(op: Op, kernel: Kernel) -> tuple[Rule, ...]:
     """Rules that say that the descriptor asks for what the SKU says."""
     rules = []
-    why = "a SKU serves one of each"
     fields_ = {name: getattr(kernel.sku, name) for name in _SKU_FIELDS}
     for name, value in (*fields_.items(), ("kind", kernel.sku.kind)):
         if any(attribute.name == name for attribute in op.descriptor.__attrs_attrs__):  # type: ignore[attr-defined]
-            rules.append(one_of(name, (value,), why=why))
+            rules.append(one_of(name, (value,), why=OTHER_SKU))
     return tuple(rules)
 
 

@@ -41,7 +41,7 @@ class Contender:
         kernel: its name.
         element: of activation and output; None for a read.
         layout: of packed weights of ours; else empty.
-        selected: whether `select` picks it for its layout.
+        selected: whether `select` picks it for its op and layout.
         nbytes: that a call must read or write.
         copies: calls of a replay.
         estimate_us: of a call.
@@ -151,15 +151,21 @@ class Lineup:
         label = kernel_label(kernel.sku)
         nbytes = cell.weight_nbytes + cell.m * (cell.ic + 4 + 2 * cell.oc)
         alone = Contender(
-            FP8, label, cell.element, layout.value, False, nbytes, copies_of(cell.weight_nbytes, self.rotated_nbytes),
+            FP8, label, cell.element, layout.value, True, nbytes, copies_of(cell.weight_nbytes, self.rotated_nbytes),
             cost_us, partial(self._replay, kernel, product, self._fp8),
         )  # fmt: skip
         yield alone
 
         def replay(timer: Timer) -> AbstractContextManager[Replay]:
-            plan = self.registry.plan(before.sku, rows, self.device)
-            [first] = bound_calls(plan, RotatedArguments(self.device, 0).of(plan.op, rows), timer.stream)
-            return self._replay(kernel, product, self._fp8, timer, first=first)
+            plan, quantize = (self.registry.plan(one.sku, desc, self.device)
+                              for one, desc in ((kernel, product), (before, rows)))  # fmt: skip
+            arguments = self._fp8.of(plan.op, product)
+            [given] = RotatedArguments(self.device, 0).of(quantize.op, rows)
+            given |= {"output": arguments[0]["activation"], "scales": arguments[0]["activation_scales"]}
+            [first] = bound_calls(quantize, [given], timer.stream)
+            calls = [_Pair(first, call) for call in bound_calls(plan, arguments, timer.stream)]
+            made: AbstractContextManager[Replay] = timer.replay(calls)
+            return made
 
         yield evolve(alone, kernel=f"quantize_per_token, {label}", estimate_us=before_us + cost_us, replay=replay)
 
@@ -191,14 +197,11 @@ class Lineup:
         return explanation.chosen, cost_us
 
     def _replay(
-        self, kernel: Kernel, descriptor: Any, arguments: RotatedArguments, timer: Timer, *, overlap: bool = False,
-        first: Callable[[], None] | None = None,
-    ) -> AbstractContextManager[Replay]:  # fmt: skip
-        """`first` is called ahead of each call."""
+        self, kernel: Kernel, descriptor: Any, arguments: RotatedArguments, timer: Timer, *, overlap: bool = False
+    ) -> AbstractContextManager[Replay]:
         plan = self.registry.plan(kernel.sku, descriptor, self.device)
-        calls = bound_calls(plan, arguments.of(plan.op, descriptor), timer.stream, overlap=overlap)
         made: AbstractContextManager[Replay] = timer.replay(
-            calls if first is None else [_Pair(first, call) for call in calls]
+            bound_calls(plan, arguments.of(plan.op, descriptor), timer.stream, overlap=overlap)
         )
         return made
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from enum import IntEnum
 
-from baracuda_py.errors import BaracudaError, InvalidProblem, NoKernel, Unsupported
+from baracuda_py.errors import BaracudaError, InvalidProblem, Unsupported
 
 __all__ = ["EXIT_CODES_HELP", "ExitCode", "exit_code", "message", "reason"]
 
@@ -36,11 +35,7 @@ def reason(error: BaracudaError) -> str:
 
 
 def message(error: BaseException) -> str:
-    """One readable message. `NoKernel` lists every kernel; here the refusals that are alike are counted."""
-    if isinstance(error, NoKernel):
-        head = str(error).splitlines()[0]
-        counted = Counter(reason(refused.refusal) for refused in error.refusals)
-        return "\n".join([head, *(f"  {count} x {text}" for text, count in counted.most_common())])
+    """One readable message."""
     if isinstance(error, BaracudaError):
         return str(error)
     return f"unexpected {type(error).__name__}: {error} (--traceback before the command shows where)"

@@ -19,6 +19,9 @@ _ROUNDOFF = {
     "FP8_E4M3": 2.0**-4,
     "FP8_E5M2": 2.0**-3,
 }
+# Nobody rounds operands to fp8 unasked: they are given, and exact. What is lost is in the tensor cores' sums, of which
+# each keeps some 13 bits of its largest product.
+_FP8_SUMS = 2.0**-9
 # A sum in the accumulator's type rounds once a term, not once: the random walk over 2^16 terms.
 _ACCUMULATION = 2.0**8
 
@@ -30,8 +33,9 @@ def relative_tolerance(guarantee: PrecisionGuarantee, output: ElementKind, eleme
     independent and each has a root mean square of at most 1/sqrt(3) of that, so that three of them stay within it. Of
     few `elements` they may not: of one, all three may be at their largest, and n depart by some 2 / sqrt(n).
     """
-    once = [output, guarantee.math_precision, guarantee.partial_sums]
-    single = [_ROUNDOFF[kind.name] for kind in once if kind is not None and kind.name in _ROUNDOFF]
+    multiplied = guarantee.math_precision.name if guarantee.math_precision is not None else ""
+    single = [_FP8_SUMS if multiplied.startswith("FP8") else _ROUNDOFF.get(multiplied, 0.0)]
+    single += [_ROUNDOFF.get(kind.name, 0.0) for kind in (output, guarantee.partial_sums) if kind is not None]
     accumulator = guarantee.accumulator
     summed = _ACCUMULATION * _ROUNDOFF.get(accumulator.name, 0.0) if accumulator is not None else 0.0
     few = 1.0 if elements is None else 1.0 + 2.0 / math.sqrt(max(elements, 1))

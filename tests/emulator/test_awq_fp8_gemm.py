@@ -17,7 +17,6 @@ from baracuda_py.ops.quantize.awq_tiles import pack_tiles
 from baracuda_py.testing.calls import Call, Case, frobenius_error, reference_outputs
 from baracuda_py.testing.data import inputs_for
 from baracuda_py.vocab.enums import ArchSku
-from baracuda_py.vocab.tolerance import relative_tolerance
 
 TILED = bp.AwqWeightLayout.TILED
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -79,7 +78,6 @@ def test_tiles_taken_whole_and_tiles_that_are_split_meet(modules, monkeypatch, t
     inputs = inputs_for(case.op, descriptor)
     exact = reference_outputs(case.op, descriptor, inputs)["output"]
     assert frobenius_error(_run(case, inputs), exact) <= ROUNDOFF[descriptor.element]
-    assert relative_tolerance(case.guarantee, descriptor.element) > ROUNDOFF[descriptor.element]
 
 
 def test_the_largest_values_and_scales_do_not_overflow_on_the_way(registry):
@@ -88,16 +86,16 @@ def test_the_largest_values_and_scales_do_not_overflow_on_the_way(registry):
     inputs = inputs_for(case.op, descriptor)
     inputs["activation"][...] = 448
     inputs["activation"][:, 128:] = -448  # halves cancel, but for their scales
-    inputs["activation_scales"][...] = 2.0**100, 2.0**-100, 2.0**8
+    inputs["activation_scales"][...] = 2.0**100, 2.0**-100, 2.0**-4
     scales = np.ones((2, 64), ml_dtypes.bfloat16)
-    scales[0], scales[1] = 2.0**100, 2.0**99
+    scales[0], scales[1] = 2.0**112, 2.0**111  # 2^9 times the sum is beyond f32
     words = np.full((64, 32), 2**32 - 1, np.uint32)
     inputs["weight_packed"] = pack_tiles(words, np.zeros((2, 64), np.uint8), scales, 128)
     found = _run(case, inputs).astype(np.float64)
-    sums = 128 * 448 * 15 * 2.0**99
+    sums = 128 * 448 * 15 * 2.0**111
     np.testing.assert_array_equal(np.isinf(found[0]), True)
     np.testing.assert_allclose(found[1], sums * 2.0**-100, rtol=2.0**-8)
-    np.testing.assert_allclose(found[2], sums * 2.0**8, rtol=2.0**-8)
+    np.testing.assert_allclose(found[2], sums * 2.0**-4, rtol=2.0**-8)
 
 
 @pytest.mark.parametrize("group", [128, 32])

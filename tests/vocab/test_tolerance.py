@@ -61,6 +61,13 @@ def test_the_coarsest_rounding_decides():
     assert relative_tolerance(guarantee(MathPrecision.F64, F64, F64), F64) < fine < 1e-4
 
 
+def test_fp8_operands_are_given_and_lose_nothing_but_bits_of_their_sums():
+    for precision in (MathPrecision.FP8_E4M3, MathPrecision.FP8_E5M2):
+        assert relative_tolerance(guarantee(precision), F16) == 2.0**-9
+        assert relative_tolerance(guarantee(precision), BF16) == relative_tolerance(guarantee(), BF16)
+    assert relative_tolerance(guarantee(), ElementKind.FP8_E4M3) == 2.0**-4
+
+
 def test_a_long_sum_in_float32_stays_within_it():
     terms = np.random.default_rng(8).standard_normal((65_536, 64)).astype(np.float32)
     total = np.zeros(64, np.float32)

@@ -66,7 +66,7 @@ def _ceil_div(a: int, b: int) -> int:
 
 def _cut(desc: Int4AwqFp8GemmDescriptor, device: Device) -> WideCut:
     cuts = WideCut.all(desc, device, [(tokens, 1) for tokens in _TOKENS])
-    return min(cuts, key=lambda cut: _cut_us(device, cut))
+    return min(cuts, key=lambda cut: _cut_us(desc, device, cut))
 
 
 def _operands(desc: Int4AwqFp8GemmDescriptor, cut: WideCut) -> tuple[Parameter, ...]:
@@ -116,15 +116,17 @@ def _workspace(desc: Int4AwqFp8GemmDescriptor, device: Device) -> int:
 # Of the peak of 16-bit elements: estimates, of which no GPU has been asked. Few tokens leave much of the time to the
 # making of weights.
 _SHARE_OF_PEAK = {64: 0.6, 128: 1.0, 256: 1.2}
+_SHARE_OF_GROUPS = {1: 1.0, 2: 0.9, 4: 0.65}  # of that, by the groups of a block, each of which is added apart
 
 
-def _cut_us(device: Device, cut: WideCut) -> float:
-    return cut.us(device, device.flop_per_us * _SHARE_OF_PEAK[cut.tokens])
+def _cut_us(desc: Int4AwqFp8GemmDescriptor, device: Device, cut: WideCut) -> float:
+    groups = Tiling(desc.ic, desc.oc, desc.group_size).groups_of_block
+    return cut.us(device, device.flop_per_us * _SHARE_OF_PEAK[cut.tokens] * _SHARE_OF_GROUPS[groups])
 
 
 def _cost(desc: Int4AwqFp8GemmDescriptor, device: Device) -> float:
     nbytes = desc.ic * desc.oc // 2 + desc.m * (desc.ic + 2 * desc.oc)
-    return max(_cut_us(device, _cut(desc, device)), 4.0 + nbytes / (0.7 * device.bytes_per_us))
+    return max(_cut_us(desc, device, _cut(desc, device)), 4.0 + nbytes / (0.7 * device.bytes_per_us))
 
 
 _RULES = (

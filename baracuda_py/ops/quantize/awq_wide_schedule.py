@@ -72,7 +72,7 @@ class WideCut:
     def all(cls, desc: AwqProduct, device: Device, residents: Iterable[tuple[int, int]]) -> tuple[WideCut, ...]:
         """Every cut with tiles of so many tokens, and so many thread blocks an SM; the first is the smallest.
 
-        Tiles that are more than half empty are left out.
+        Tiles that are half empty or more are left out, but for the smallest.
         """
         least, *larger = residents
         fitting = [least, *(one for one in larger if one[0] < 2 * desc.m)]

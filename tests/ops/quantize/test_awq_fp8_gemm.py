@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import attrs
 import ml_dtypes
 import numpy as np
 import pytest
 
 import baracuda_py as bp
+import baracuda_py.sys
 from baracuda_py.ops.quantize.awq_fp8_gemm import OP
 from baracuda_py.ops.quantize.awq_gemm import OP as AWQ_GEMM
 from baracuda_py.testing.calls import frobenius_error, reference_outputs
@@ -100,3 +103,15 @@ def test_activations_that_are_not_fp8_are_refused():
     inputs["activation"] = inputs["activation"].astype(np.float16)
     with pytest.raises(bp.errors.BaracudaError, match="activation"):
         multiplied(desc, inputs)
+
+
+@pytest.mark.parametrize(
+    "module", [one for one in baracuda_py.sys.modules() if re.search("awq_fp8_gemm|tiled_wide", one.name)],
+    ids=lambda module: module.name,
+)  # fmt: skip
+def test_nothing_is_read_past_the_wait_for_the_launch_before(module):
+    """Which does not hold back loads through the read-only cache; x, its scales and a bias that launch may write."""
+    text = module.ptx.decode()
+    assert "griddepcontrol.wait" in text
+    assert ("ld.global.f32" in text) == ("fp8" in module.name)
+    assert "ld.global.nc" not in text.replace("ld.global.nc.v4.f32", "")  # but parts, in a launch that does not overlap

@@ -12,7 +12,6 @@ import pytest
 import baracuda_py as bp
 from baracuda_py.ops.quantize import awq_fp8_gemm_sm90a as fp8
 from baracuda_py.vocab.enums import ArchSku, ElementKind, EpilogueKind
-from baracuda_py.vocab.tolerance import relative_tolerance
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_awq_gemm_gpu import ELEMENTS, TILED, Layer, torch_randn
@@ -90,8 +89,6 @@ def test_it_is_within_its_limit_at_every_number_of_rows(torch, ic, oc, element, 
         result = _run(torch, layer, (values[:m], scales[:m]))
         error = _error(torch, result, exact[:m])
         assert error <= LIMITS[element], f"m = {m}: {error:.2e}"
-        guarantee = _plan(layer, m).precision_guarantee
-        assert error <= relative_tolerance(guarantee, element)
         assert _error(torch, result, unquantized[:m]) <= PAIR_LIMIT
 
 
@@ -99,9 +96,92 @@ def test_it_is_within_its_limit_at_every_number_of_rows(torch, ic, oc, element, 
 def test_rows_of_the_identity_give_every_weight(torch, group_size):
     _gpu_or_skip()
     layer = Layer(torch, 1024, 1032, group_size, TILED, ElementKind.F16)
-    values = torch.eye(1024, device="cuda").to(torch.float8_e4m3fn)
-    result = _run(torch, layer, (values, torch.ones(1024, device="cuda")))
-    assert torch.equal(result, layer.weight.to(torch.float16))
+    for exponent in (0, -9, 8):  # 2^-9 is the least subnormal
+        values = (torch.eye(1024, device="cuda") * 2.0**exponent).to(torch.float8_e4m3fn)
+        result = _run(torch, layer, (values, torch.full((1024,), 2.0**-exponent, device="cuda")))
+        assert torch.equal(result, layer.weight.to(torch.float16)), exponent
+
+
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_nan_stays_in_its_row(torch, group_size):
+    _gpu_or_skip()
+    layer = Layer(torch, 512, 264, group_size, TILED, ElementKind.F16)
+    values, scales = _quantized(torch, layer.activation(70))
+    plain = _run(torch, layer, (values, scales))
+    codes = values.view(torch.uint8)
+    codes[2, 37], codes[65, 300], scales[4] = 0x7F, 0xFF, math.nan
+    found = _run(torch, layer, (values, scales))
+    spoilt = [2, 4, 65]
+    assert found[spoilt].isnan().all()
+    others = [row for row in range(70) if row not in spoilt]
+    assert torch.equal(found[others], plain[others])
+
+
+def test_groups_whose_products_cancel_lose_bits_of_the_largest_alone(torch):
+    _gpu_or_skip()
+    layer = Layer(torch, 1024, 128, 128, TILED, ElementKind.F16)
+    x = torch_randn(torch, (64, 1024), layer.random)
+    x[:, ::2] = x[:, 1::2].flip(1)
+    weight = layer.weight.clone()
+    values, scales = _quantized(torch, (100 * x).half())
+    exact = (values.double() * scales.double()[:, None]) @ weight
+    largest = (values.double() * scales.double()[:, None]).abs() @ weight.abs()
+    error = (_run(torch, layer, (values, scales)).double() - exact).abs()
+    assert (error <= 2.0**-10 * largest + 2.0**-10 * exact.abs()).all()
+
+
+def test_rows_may_be_strided_and_outputs_lie_anywhere(torch):
+    _gpu_or_skip()
+    layer = Layer(torch, 512, 264, 128, TILED, ElementKind.F16)
+    values, scales = _quantized(torch, layer.activation(100))
+    plain = _run(torch, layer, (values, scales))
+    room = torch.full((100, 528 + 16), 0x7F, dtype=torch.uint8, device="cuda").view(torch.float8_e4m3fn)
+    room[:, 16:528] = values
+    output = torch.full((100 * 267 + 1,), math.nan, dtype=torch.float16, device="cuda")
+    y = output[1:].view(100, 267)[:, :264]
+    plan = _plan(layer, 100)
+    workspace = bp.allocate_workspace(plan)
+    plan.run(None, workspace, bp.Int4AwqFp8GemmArgs(room[:, 16:528], scales, layer.words, None, None, y, None))
+    torch.cuda.synchronize()
+    assert torch.equal(y, plain)
+    assert output[0].isnan()
+    assert output[1:].view(100, 267)[:, 264:].isnan().all()
+
+
+@pytest.mark.parametrize("rows", [9, 300])
+def test_a_chain_of_overlapping_launches_makes_the_bits_of_plain_ones(torch, rows):
+    """Quantise and multiply, layer behind layer over the same buffers, in a graph that is replayed."""
+    _gpu_or_skip()
+    layers = [Layer(torch, 2048, 2048, 128, TILED, ElementKind.F16, seed=seed, scale=1 / 256) for seed in range(3)]
+    x = layers[0].activation(rows)
+    values = torch.empty((rows, 2048), dtype=torch.float8_e4m3fn, device="cuda")
+    scales = torch.empty(rows, device="cuda")
+    quantize, gemm = bp.select(bp.QuantizePerTokenDescriptor(rows, 2048, ElementKind.F16), 0), _plan(layers[0], rows)
+    workspace = bp.allocate_workspace(gemm)
+
+    def chain(overlap):
+        outputs = [torch.empty((rows, 2048), dtype=torch.float16, device="cuda") for _ in range(6)]
+        graph, before = torch.cuda.CUDAGraph(), x
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            for number, output in enumerate(outputs):
+                args = bp.Int4AwqFp8GemmArgs(values, scales, layers[number % 3].words, None, None, output, None)
+                quantize.run(None, bp.Workspace.NONE, bp.QuantizePerTokenArgs(before, values, scales))
+                gemm.bind(args, workspace, overlap=overlap)()
+                before = output
+        return graph, outputs
+
+    plain, expected = chain(False)
+    overlapping, found = chain(True)
+    for _ in range(50):
+        x.copy_(layers[0].activation(rows))
+        plain.replay()
+        for output in found:
+            output.fill_(math.nan)
+        overlapping.replay()
+        torch.cuda.synchronize()
+        for here, there in zip(expected, found, strict=True):
+            assert torch.equal(here, there)
 
 
 @pytest.mark.parametrize("element", ELEMENTS, ids=lambda e: e.name)

@@ -6,7 +6,7 @@
 // A CTA computes tiles of 128 output channels of kTokens tokens, one after the other (WideSchedule). One warp copies, into a
 // ring, boxes of x of 128 input channels and the blocks of packed weights that belong to them, ahead of two warpgroups,
 // which take 64 output channels each, a warp 16 of them. While one makes weights, or adds what a group gave to its sums, the
-// tensor cores work for the other.
+// tensor cores can work for the other.
 //
 // In e4m3 the code of n, 0 to 15, is n * 2^-9: up to 7 a subnormal, beyond one of the eight least normal values. So |q - z|
 // with a sign bit is a weight without a conversion. Products of a group are summed by the tensor cores, which keep fewer
@@ -18,6 +18,7 @@
 #include "baracuda/awq_gemm_tiled_block.cuh"
 #include "baracuda/awq_gemm_wide_parts.cuh"
 #include "baracuda/bulk_copy.cuh"
+#include "baracuda/global_load.cuh"
 #include "baracuda/grid_dependency.cuh"
 #include "baracuda/mbarrier.cuh"
 #include "baracuda/register_count.cuh"
@@ -80,7 +81,7 @@ struct Fp8Zero {
 
 // The factors of x's rows, and that of the weights' codes.
 struct TokenScales {
-  const float* __restrict__ g_scales;
+  const float* g_scales;
   int m;
 
   // To sums of n8 tiles as wgmma leaves them.
@@ -92,7 +93,7 @@ struct TokenScales {
 #pragma unroll
       for (int column = 0; column < 2; ++column) {
         const long long token = first_token + 8 * i + own + column;
-        const float scale = token < m ? g_scales[token] : 0.0f;
+        const float scale = token < m ? load_coherent(g_scales + token) : 0.0f;
         // The small factor first: a product that f32 can hold does not overflow on the way.
         sums[4 * i + column] = sums[4 * i + column] * scale * kFp8Unit;
         sums[4 * i + 2 + column] = sums[4 * i + 2 + column] * scale * kFp8Unit;

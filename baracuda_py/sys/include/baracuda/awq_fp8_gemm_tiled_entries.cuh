@@ -14,7 +14,7 @@
 #include "baracuda/awq_fp8_gemm_tiled.cuh"
 
 #define BARACUDA_FP8_PARAMETERS(Element)                                                                               \
-  const unsigned *__restrict__ weights, const float *__restrict__ x_scales, const Element *__restrict__ bias,          \
+  const unsigned *__restrict__ weights, const float *x_scales, const Element *__restrict__ bias,          \
       Element *__restrict__ y, int m, int ic, int oc, long long ldy, int scales_bf16, int epilogue, int whole, int split, \
       int splits, int panel
 #define BARACUDA_FP8_OPERANDS(Element)                                                                                 \

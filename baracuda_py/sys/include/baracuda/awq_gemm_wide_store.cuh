@@ -3,6 +3,7 @@
 
 #include "baracuda/awq_gemm.cuh"
 #include "baracuda/cp_async.cuh"
+#include "baracuda/global_load.cuh"
 #include "baracuda/global_store.cuh"
 #include "baracuda/partial_barrier.cuh"
 #include "baracuda/store_matrix.cuh"
@@ -47,8 +48,8 @@ __device__ __forceinline__ void store_warpgroup_sums(const AwqGemmOperands<Eleme
   const int strip = thread / kWarpLanes;  // of 16 channels
   if (operands.epilogue != kIdentity && operands.bias != nullptr) {
     const long long channel = first_channel + 16 * strip + lane / 4;
-    const float upper = channel < operands.oc ? to_f32(operands.bias[channel]) : 0.0f;
-    const float lower = channel + 8 < operands.oc ? to_f32(operands.bias[channel + 8]) : 0.0f;
+    const float upper = channel < operands.oc ? to_f32(load_coherent(operands.bias + channel)) : 0.0f;
+    const float lower = channel + 8 < operands.oc ? to_f32(load_coherent(operands.bias + channel + 8)) : 0.0f;
 #pragma unroll
     for (int i = 0; i < kTokens / 2; ++i) sums[i] += i % 4 < 2 ? upper : lower;
   }
