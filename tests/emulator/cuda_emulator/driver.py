@@ -17,7 +17,7 @@ from cuda.bindings import driver as bindings
 
 from baracuda_py.sys import PtxModule
 
-from .library import Fault, Kernel, Library, Schedule
+from .library import Fault, Kernel, Library, Ranges, Schedule
 from .memory import Memory
 
 __all__ = ["LOOPING", "EmulatedDriver", "Gpu", "LoadedModule"]
@@ -74,11 +74,12 @@ class _Recorded:
     function: _Function
     geometry: tuple[int, ...]
     values: tuple[bytes, ...]
+    unfinished: Ranges
 
     def replay(self, driver: EmulatedDriver) -> Any:
         buffers = [ctypes.create_string_buffer(value, len(value)) for value in self.values]
         pointers = (ctypes.c_void_p * max(len(buffers), 1))(*map(ctypes.addressof, buffers))
-        return driver.run(self.function, self.geometry, ctypes.addressof(pointers))
+        return driver.run(self.function, self.geometry, ctypes.addressof(pointers), self.unfinished)
 
 
 @frozen(eq=False)
@@ -102,6 +103,7 @@ class EmulatedDriver:
         schedule: in which order launches run.
         launches: kernels launched so far, by name, in order.
         looping_grid: the most blocks that a kernel of `LOOPING` gets; None: as many as are launched.
+        unfinished: address and bytes of memory that the launch before one that may overlap it still uses.
         fault: of the last launch that failed.
     """
 
@@ -111,6 +113,7 @@ class EmulatedDriver:
     memory: Memory = field(factory=Memory)
     launches: list[str] = field(factory=list)
     looping_grid: int | None = None
+    unfinished: Ranges = ()
     fault: Fault | None = None
     _contexts: list[int] = field(factory=list)
     _handles: Any = field(factory=lambda: itertools.count(0x1000))
@@ -219,7 +222,7 @@ class EmulatedDriver:
 
     # -- launches, streams and graphs ----------------------------------------------------------------------------
 
-    def cuLaunchKernel(self, function: _Function, *arguments: int) -> Any:
+    def cuLaunchKernel(self, function: _Function, *arguments: int, unfinished: Ranges = ()) -> Any:
         *geometry, stream, parameters, _extra = arguments
         if not self._contexts:
             return (bindings.CUresult.CUDA_ERROR_INVALID_CONTEXT,)
@@ -227,9 +230,9 @@ class EmulatedDriver:
             return (_INVALID_VALUE,)
         recording = self._streams.get(stream)
         if recording is not None:
-            recording.append(_Recorded(function, tuple(geometry), _values(function.kernel, parameters)))
+            recording.append(_Recorded(function, tuple(geometry), _values(function.kernel, parameters), unfinished))
             return (_SUCCESS,)
-        return self.run(function, geometry, parameters)
+        return self.run(function, geometry, parameters, unfinished)
 
     def cuLaunchKernelEx(self, configuration: Any, function: _Function, parameters: int, _extra: int) -> Any:
         (attribute,) = configuration.attrs
@@ -238,7 +241,8 @@ class EmulatedDriver:
         assert attribute.value.programmaticStreamSerializationAllowed == 1
         names = ("gridDimX", "gridDimY", "gridDimZ", "blockDimX", "blockDimY", "blockDimZ", "sharedMemBytes")
         geometry = [getattr(configuration, name) for name in names]
-        return self.cuLaunchKernel(function, *geometry, int(configuration.hStream), parameters, 0)
+        stream = int(configuration.hStream)
+        return self.cuLaunchKernel(function, *geometry, stream, parameters, 0, unfinished=self.unfinished)
 
     def captures(self, stream: int, work: Callable[[], None]) -> bool:
         """Whether the stream is being captured; `work`, a library's, is then part of the graph."""
@@ -247,14 +251,14 @@ class EmulatedDriver:
             recording.append(_Foreign(work))
         return recording is not None
 
-    def run(self, function: _Function, geometry: Sequence[int], parameters: int) -> Any:
+    def run(self, function: _Function, geometry: Sequence[int], parameters: int, unfinished: Ranges = ()) -> Any:
         """Run a launch to its end; a fault becomes the CUresult that a GPU would give, and stays in `fault`."""
         name = function.kernel.name
         self.launches.append(name)
         if self.looping_grid is not None and name.startswith(LOOPING):
             geometry = (min(geometry[0], self.looping_grid), *geometry[1:])
         try:
-            function.kernel.run(geometry, parameters, self.schedule)
+            function.kernel.run(geometry, parameters, self.schedule, unfinished)
         except Fault as fault:
             self.fault = fault
             if not fault.address:

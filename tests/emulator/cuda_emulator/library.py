@@ -8,7 +8,10 @@ from pathlib import Path
 
 from attrs import frozen
 
-__all__ = ["Fault", "Kernel", "Library", "Schedule"]
+__all__ = ["Fault", "Kernel", "Library", "Ranges", "Schedule"]
+
+
+Ranges = Sequence[tuple[int, int]]
 
 
 @frozen
@@ -46,6 +49,10 @@ class _Entry(ctypes.Structure):
 _Extent = ctypes.c_uint * 3
 
 
+class _Range(ctypes.Structure):
+    _fields_ = (("begin", ctypes.c_void_p), ("nbytes", ctypes.c_size_t))
+
+
 class _Launch(ctypes.Structure):
     _fields_ = (
         ("module", ctypes.c_void_p),
@@ -56,6 +63,8 @@ class _Launch(ctypes.Structure):
         ("shared_nbytes", ctypes.c_uint),
         ("in_order", ctypes.c_int),
         ("seed", ctypes.c_uint64),
+        ("unfinished", ctypes.POINTER(_Range)),
+        ("unfinished_count", ctypes.c_size_t),
     )
 
 
@@ -81,11 +90,17 @@ class Library:
             name = entry.name.decode()
             self.kernels[name] = Kernel(self, index, name, tuple(entry.parameter_nbytes[: entry.parameters]))
 
-    def run(self, kernel: Kernel, geometry: Sequence[int], parameters: int, schedule: Schedule) -> None:
+    def run(
+        self, kernel: Kernel, geometry: Sequence[int], parameters: int, schedule: Schedule, unfinished: Ranges
+    ) -> None:
         """See `Kernel.run`."""
+        ranges = (_Range * len(unfinished))(*unfinished)
         grid, block = _Extent(*geometry[:3]), _Extent(*geometry[3:6])
         in_order = schedule.seed is None
-        launch = _Launch(self._module, kernel.index, parameters, grid, block, geometry[6], in_order, schedule.seed or 0)
+        launch = _Launch(
+            self._module, kernel.index, parameters, grid, block, geometry[6], in_order, schedule.seed or 0, ranges,
+            len(unfinished),
+        )  # fmt: skip
         report = _Report()
         self._launch(ctypes.byref(launch), ctypes.byref(report))
         if report.message:
@@ -102,15 +117,16 @@ class Kernel:
     name: str
     parameter_nbytes: tuple[int, ...]
 
-    def run(self, geometry: Sequence[int], parameters: int, schedule: Schedule) -> None:
+    def run(self, geometry: Sequence[int], parameters: int, schedule: Schedule, unfinished: Ranges = ()) -> None:
         """Run a launch to its end.
 
         Args:
             geometry: grid x, y, z, block x, y, z, bytes of dynamic shared memory.
             parameters: address of an array with the address of each parameter.
             schedule: in which order.
+            unfinished: address and bytes of memory that the launch before may still use, until it is waited for.
 
         Raises:
             Fault: the first one; the launch ends there.
         """
-        self.library.run(self, geometry, parameters, schedule)
+        self.library.run(self, geometry, parameters, schedule, unfinished)

@@ -15,6 +15,8 @@ constexpr int kNobody = -1;
 constexpr int kSeveral = -2;
 constexpr int kBulkCopy = -3;  // and below: a copy that landed on mbarrier kBulkCopy - writer
 constexpr int kWarps = kMaxThreads / kWarpLanes;
+// Places of a Clock: a warp's steps each, whether the launch before has ended, and an mbarrier's phases each.
+constexpr std::size_t kLaunchBefore = kWarps, kMbarriers = kWarps + 1;
 
 struct Byte {
   std::uint64_t written = 0;  // the interval between barriers of the last write, and of the last read
@@ -42,6 +44,12 @@ Region regions[2] = {{nullptr, {}, "dynamic", {}}, {nullptr, {}, "static", {}}};
 std::uint64_t interval, block_begin;  // counted on from block to block, so that no byte need be reset
 std::uint64_t steps[kMaxThreads / kWarpLanes];  // of each warp, the intervals between its barriers; counted on too
 
+struct Unfinished {
+  const char* begin;
+  std::size_t nbytes;
+};
+std::vector<Unfinished> unfinished;
+
 // What each thread knows of warps and mbarriers. Most kernels have neither mbarriers nor partial barriers, and are
 // spared the bookkeeping: then it is empty.
 std::vector<Clock> known;
@@ -65,6 +73,11 @@ std::vector<int> threads_between(int begin, int end) {
   return threads;
 }
 
+void learn(int thread, std::size_t what, std::uint64_t value) {
+  Clock& clock = known_to(thread);
+  if (clock.size() <= what) clock.resize(what + 1);
+  clock[what] = value;
+}
 bool knows(int thread, std::size_t what, std::uint64_t least) {
   return !known.empty() && known_to(thread).size() > what && known_to(thread)[what] >= least;
 }
@@ -107,7 +120,7 @@ void check_no_copy(const Region& region, const char* address, const Byte& byte) 
 void check_landed(const Region& region, const char* address, const Byte& byte, int thread) {
   const int mbarrier = kBulkCopy - byte.writer;
   if (mbarrier < 0 || byte.written < block_begin) return;
-  if (!knows(thread, static_cast<std::size_t>(kWarps + mbarrier), byte.write_step)) {
+  if (!knows(thread, kMbarriers + static_cast<std::size_t>(mbarrier), byte.write_step)) {
     report(region, address, "an access to bytes that a copy on mbarrier %d, not waited for, fills", mbarrier);
   }
 }
@@ -160,6 +173,9 @@ void watch_shared(char* dynamic, std::size_t dynamic_nbytes, char* statics, std:
   regions[1].bytes.assign(static_nbytes, {});
 }
 
+void watch_unfinished(const char* begin, std::size_t nbytes) { unfinished.push_back({begin, nbytes}); }
+void forget_unfinished() { unfinished.clear(); }
+
 void begin_block() {
   block_begin = ++interval;
   known.clear();
@@ -181,11 +197,9 @@ void note_release(int thread, Clock& clock) {
 void note_merge(Clock& clock, const Clock& other) { join(clock, other); }
 void note_acquire(int thread, const Clock& clock) { join(known_to(thread), clock); }
 void note_phase_seen(int thread, int mbarrier, std::uint64_t phases) {
-  Clock& clock = known_to(thread);
-  const auto place = static_cast<std::size_t>(kWarps + mbarrier);
-  if (clock.size() <= place) clock.resize(place + 1);
-  clock[place] = phases;
+  learn(thread, kMbarriers + static_cast<std::size_t>(mbarrier), phases);
 }
+void note_launch_before_ended(int thread) { learn(thread, kLaunchBefore, 1); }
 void pass_partial_barrier(const std::vector<int>& threads) {
   for (const int thread : threads) {
     if (thread % kWarpLanes == 0) ++steps[thread / kWarpLanes];  // whole warps come
@@ -196,7 +210,16 @@ void pass_partial_barrier(const std::vector<int>& threads) {
   share(threads);
 }
 
+void note_global(int thread, const void* address, std::size_t nbytes) {
+  const char* const begin = static_cast<const char*>(address);
+  for (const Unfinished& one : unfinished) {
+    if (begin + nbytes <= one.begin || begin >= one.begin + one.nbytes || knows(thread, kLaunchBefore, 1)) continue;
+    fail("an access to what the launch before may still write, which has not been waited for");
+  }
+}
+
 void note_read(int thread, const void* address, std::size_t nbytes) {
+  note_global(thread, address, nbytes);
   each_byte(address, nbytes, [&](Region& region, const char* at, Byte& byte) {
     check_no_copy(region, at, byte);
     check_landed(region, at, byte, thread);
@@ -220,6 +243,7 @@ void note_read(int thread, const void* address, std::size_t nbytes) {
 }
 
 void note_write(int thread, const void* address, std::size_t nbytes) {
+  note_global(thread, address, nbytes);
   each_byte(address, nbytes, [&](const Region& region, const char* at, Byte& byte) {
     check_write(region, at, byte, thread);
     byte.written = interval;

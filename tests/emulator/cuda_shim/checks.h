@@ -6,6 +6,8 @@
 // issue to the wait of the thread that issued it; a bulk copy from its issue until its mbarrier's phase has ended, and
 // for a thread that has not waited for that, for ever. A byte that the block has not written must not be read.
 //
+// Memory of a launch that may not have ended is for threads that have waited for it, or know of one that has.
+//
 // A thread that arrives at an mbarrier passes on what its warp did before its last __syncwarp(), and what it knows of other
 // warps; one that waits for the phase gets to know it. A partial barrier does both for its threads.
 #pragma once
@@ -18,6 +20,8 @@ namespace emulator {
 
 // The block's shared memory: dynamic and static.
 void watch_shared(char* dynamic, std::size_t dynamic_nbytes, char* statics, std::size_t static_nbytes);
+void watch_unfinished(const char* begin, std::size_t nbytes);  // added to; `forget_unfinished` takes all back
+void forget_unfinished();
 void begin_block();
 void pass_barrier();
 void pass_warp_barrier(int warp);
@@ -35,6 +39,8 @@ void note_write(int thread, const void* address, std::size_t nbytes);
 void note_copy_issued(int thread, const void* address, std::size_t nbytes);
 void note_copy_landed(int thread, const void* address, std::size_t nbytes);
 void note_bulk_copy_landed(const void* address, std::size_t nbytes, int mbarrier, std::uint64_t phases);
+void note_global(int thread, const void* address, std::size_t nbytes);  // of a copy
+void note_launch_before_ended(int thread);
 void note_mbarrier_used(int thread, const void* address);  // it must have been initialised before
 
 // Index in the block of the thread that runs, and of a lane of its warp.

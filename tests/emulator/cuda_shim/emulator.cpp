@@ -247,6 +247,8 @@ void block_barrier() {
   suspend(State::kAtBarrier);
 }
 
+void wait_for_launch_before() { note_launch_before_ended(running_thread()); }
+
 void partial_barrier(int count, int number) {
   if (number < 1 || number >= kBarriers) fail("there is no partial barrier %d", number);
   running->partial_barrier = number;
@@ -296,6 +298,10 @@ extern "C" void emulator_launch(const Launch* wanted, Report* result) {
   std::vector<std::uint64_t> blocks(static_cast<std::size_t>(gridDim.x) * gridDim.y * gridDim.z);
   std::iota(blocks.begin(), blocks.end(), 0);
   if (!wanted->in_order) order.shuffle(blocks);
+  forget_unfinished();
+  for (std::size_t i = 0; i < wanted->unfinished_count; ++i) {
+    watch_unfinished(wanted->unfinished[i].begin, wanted->unfinished[i].nbytes);
+  }
   const FaultHandlers handlers;
   for (const std::uint64_t block : blocks) {
     blockIdx = {static_cast<unsigned>(block % gridDim.x), static_cast<unsigned>(block / gridDim.x % gridDim.y),

@@ -97,6 +97,9 @@ void copy_bulk(unsigned destination, const void* source, unsigned nbytes, unsign
 // `map` is what the emulated cuTensorMapEncodeTiled makes of a tensor of three axes.
 void copy_box(unsigned destination, const unsigned long long (&map)[16], int x, int y, int z, unsigned mbarrier);
 
+// What the launch before did can be seen, and written over.
+void wait_for_launch_before();
+
 // A barrier of `threads` of the block's threads; those with other numbers have nothing to do with it.
 void partial_barrier(int threads, int number);
 

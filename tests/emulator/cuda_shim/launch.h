@@ -14,6 +14,11 @@ constexpr int kPoison = 0xff;  // NaN in every floating format
 constexpr std::size_t kPage = 4096;
 
 // As library.py declares them.
+struct Range {
+  const char* begin;
+  std::size_t nbytes;
+};
+
 struct Launch {
   const Entry* module;  // the entries of the module; Entry `kernel` of them runs
   long long kernel;
@@ -22,6 +27,8 @@ struct Launch {
   unsigned shared_nbytes;
   int in_order;  // blocks, warps and lanes by rising index, instead of as the seed says
   std::uint64_t seed;
+  const Range* unfinished;  // what the launch before may still read or write, until it has been waited for
+  std::size_t unfinished_count;
 };
 
 struct Report {

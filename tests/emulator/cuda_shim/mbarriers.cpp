@@ -149,11 +149,13 @@ void wait_at_mbarrier(unsigned address, unsigned parity) {
 
 void copy_bulk(unsigned destination, const void* source, unsigned nbytes, unsigned mbarrier) {
   check_aligned(source, kCopyGrain);
+  note_global(running_thread(), source, nbytes);
   issue({destination, nbytes, static_cast<const char*>(source), {}, {}}, mbarrier);
 }
 
 void copy_box(unsigned destination, const unsigned long long (&map)[16], int x, int y, int z, unsigned mbarrier) {
   if (destination % kBoxGrain != 0) fail("a box is copied to shared address %u, no multiple of 128", destination);
+  note_global(running_thread(), reinterpret_cast<const void*>(map[0]), 1);
   BulkCopy copy{destination, static_cast<unsigned>(map[9] * map[6] * map[7] * map[8]), nullptr, {}, {x, y, z}};
   std::memcpy(copy.map, map, sizeof copy.map);
   issue(copy, mbarrier);

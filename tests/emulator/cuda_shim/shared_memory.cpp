@@ -125,6 +125,7 @@ void copy_async(unsigned destination, const void* source, int nbytes, bool valid
   char* bytes = shared_pointer(destination, nbytes);
   note_copy_issued(running_thread(), bytes, static_cast<std::size_t>(nbytes));
   std::memset(bytes, kPoison, static_cast<std::size_t>(nbytes));  // neither the old bytes nor the new ones
+  if (valid) note_global(running_thread(), source, static_cast<std::size_t>(nbytes));
   running->copies.push_back({destination, source, nbytes, valid});
 }
 

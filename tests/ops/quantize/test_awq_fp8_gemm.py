@@ -113,5 +113,6 @@ def test_nothing_is_read_past_the_wait_for_the_launch_before(module):
     """Which does not hold back loads through the read-only cache; x, its scales and a bias that launch may write."""
     text = module.ptx.decode()
     assert "griddepcontrol.wait" in text
-    assert ("ld.global.f32" in text) == ("fp8" in module.name)
+    assert ("ld.relaxed.gpu.global.f32" in text) == ("fp8" in module.name)
+    assert "ld.global.u16" not in text
     assert "ld.global.nc" not in text.replace("ld.global.nc.v4.f32", "")  # but parts, in a launch that does not overlap

@@ -171,7 +171,7 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
     if (!copies) return;
     const unsigned char* g_weights = reinterpret_cast<const unsigned char*>(operands.weights);
     const long long last_tile = (static_cast<long long>(operands.oc) + kTileChannels - 1) / kTileChannels - 1;
-    grid_dependency_wait();  // x may be what the launch before writes
+    grid_dependency_wait();  // x and the factors of its rows may be what the launch before writes
     int fresh = stages;      // places that have not been filled
     while (works.next(work)) {
       const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
@@ -252,7 +252,6 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
 
     const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
     if (work.part == kFinished) {
-      grid_dependency_wait();  // so may the factors of its rows be
       scale(sums, place.token);
       store_warpgroup_sums<Shape::kTokens, Shape::kStoreTokens>(operands, sums, s_memory + tile * kWideStoreBytes,
                                                                place.token, place.channel + tile * kTileChannels, thread,

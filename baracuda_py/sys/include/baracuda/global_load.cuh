@@ -1,12 +1,13 @@
-// Loads of global memory that the launch before may have written, one PTX load each. A plain load of what is not written
-// here may become one through the read-only cache, which a wait for that launch (grid_dependency.cuh) does not hold back.
+// Loads of global memory that the launch before may have written, one PTX load each, past L1: behind a wait for that launch
+// (grid_dependency.cuh), of this thread or of one that it has met since. A plain load of what is not written here may become
+// one through the read-only cache, which is not held back by a wait.
 #pragma once
 
 namespace baracuda {
 
 __device__ __forceinline__ float load_coherent(const float* address) {
   float value;
-  asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(address) : "memory");
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(address) : "memory");
   return value;
 }
 
@@ -14,7 +15,7 @@ __device__ __forceinline__ float load_coherent(const float* address) {
 template <typename Element>
 __device__ __forceinline__ Element load_coherent(const Element* address) {
   unsigned short bits;
-  asm volatile("ld.global.u16 %0, [%1];" : "=h"(bits) : "l"(address) : "memory");
+  asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(bits) : "l"(address) : "memory");
   return *reinterpret_cast<const Element*>(&bits);
 }
 
