@@ -9,7 +9,8 @@ The fp16 model has the weights that the packed ones stand for. The packed one ha
 gate and up too, and its launches overlap. In both, norms, rotary embeddings and the gate's activation are
 torch.compile's, because eager's small kernels would be most of a step, and attention groups queries instead of copying
 keys. Decoding is one CUDA graph a step, replayed; both models take turns, each replay timed behind another, median of
-20. `--tiny` runs a toy on the CPU, prints, and writes nothing. Writes benchmarks/results/<gpu>/models.json.
+20. The prefill is timed once more with fp8 activations. `--tiny` runs a toy on the CPU, prints, and writes nothing.
+Writes benchmarks/results/<gpu>/models.json.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ MADE_BLOCKS = 2
 SAMPLES = 20
 BATCHES = (1, 8, 32)
 CONTEXT, PREFILL = 256, 2048  # tokens
+FP8_ROWS = 16  # from which on a prefill in fp8 is one
 PROMPTS, STEPS = 40, 64
 ALONE = 8  # of the prompts
 
@@ -235,12 +237,32 @@ def measure(shape: str, layout: bp.AwqWeightLayout, device: str) -> dict[str, An
     prompt = torch.randint(3, dense.config.vocab_size, (1, PREFILL if device == "cuda" else 32), device=device)
     calls = {name: lambda m=model: m(prompt, use_cache=False, logits_to_keep=1) for name, model in models.items()}
     rows.append(_row(f"prefill, {prompt.shape[1]} tokens", timed(calls, device == "cuda", 1)))
+    fp8_error = None
+    if device == "cpu" or (layout is bp.AwqWeightLayout.TILED and torch.cuda.get_device_capability() == (9, 0)):
+        stage(f"{shape}: prefill in fp8")
+        set_fp8_rows(packed, FP8_ROWS)
+        times = timed(calls, device == "cuda", 1)
+        rows.append(_row(f"prefill in fp8, {prompt.shape[1]} tokens", times))
+        fp8_error = _logits_error([call() for call in calls.values()])
+        set_fp8_rows(packed, None)
     stage(f"{shape}: tokens")
     agreed = agreement(packed, dense)
     return {
-        "shape": shape, "layout": layout.value, **agreed, "weights_nbytes": sizes,
+        "shape": shape, "layout": layout.value, **agreed, "fp8_logits_error": fp8_error, "weights_nbytes": sizes,
         "weights_ratio": sizes["awq"] / sizes["fp16"], "allocated_nbytes": before - begun, "times": rows,
     }  # fmt: skip
+
+
+def set_fp8_rows(model: Any, rows: int | None) -> None:
+    """Have all layers multiply in fp8 from so many rows on."""
+    for module in model.modules():
+        if isinstance(module, AwqLinear):
+            module.fp8_rows = rows
+
+
+def _logits_error(outputs: list[Any]) -> float:
+    found, exact = (one.logits.double() for one in outputs)
+    return float(torch.linalg.norm(found - exact) / torch.linalg.norm(exact))
 
 
 def stage(what: str) -> None:

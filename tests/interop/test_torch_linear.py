@@ -101,6 +101,53 @@ def test_a_layer_of_any_checkpoint_format_becomes_one(format, layout, tmp_path, 
     close(module(x), x, torch.from_numpy(made.exact.T.copy()), module.bias)
 
 
+def in_fp8(x):
+    """The rows as fp8 with a scale each stands for them: what `QuantizePerToken` says it does."""
+    scales = x.float().abs().amax(-1, keepdim=True) / 448
+    return (x.float() / scales).to(torch.float8_e4m3fn).double() * scales.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_many_rows_are_multiplied_in_fp8_where_it_is_asked_for(bias, dtype, device):
+    if device == "cuda" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("fp8 runs on Hopper")
+    module, w = filled(bp.AwqWeightLayout.TILED, bias=bias, dtype=dtype, device=device)
+    other, _ = filled(bp.AwqWeightLayout.TILED, bias=bias, dtype=dtype, device=device)
+    few, many = (torch.randn(2, rows, IC).to(dtype).to(device) for rows in (9, 10))
+    plain = [[module(x) for _ in range(2)][-1] for x in (few, many)]
+    module.fp8_rows = 20
+    for _ in range(2):
+        assert torch.equal(module(few), plain[0])
+        y = module(many)
+        assert (y.shape, y.dtype, y.device) == (plain[1].shape, plain[1].dtype, plain[1].device)
+        assert not torch.equal(y, plain[1])
+        added = 0 if module.bias is None else module.bias.double().cpu()
+        exact = in_fp8(many.cpu()) @ w.T + added
+        assert torch.linalg.norm(y.double().cpu() - exact) <= 4e-3 * torch.linalg.norm(exact)
+        assert torch.equal(other(many), plain[1]), "a module of the same sizes is not asked"
+    module.fp8_rows = None
+    assert torch.equal(module(many), plain[1])
+
+
+def test_fp8_from_no_rows_on_is_refused():
+    module, _ = filled()
+    with pytest.raises(InvalidProblem, match="fp8_rows"):
+        module.fp8_rows = 0
+
+
+def test_fp8_compiles_without_a_graph_break(device):
+    if device == "cuda" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("fp8 runs on Hopper")
+    module, _ = filled(bp.AwqWeightLayout.TILED, device=device)
+    module.fp8_rows = 8
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    for rows in (3, 8, 40):
+        x = torch.randn(rows, IC, device=device).half()
+        with torch.no_grad():
+            assert torch.equal(compiled(x), module(x))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_block_compiles_without_a_graph_break(layout, dynamic, device):

@@ -10,8 +10,10 @@ import baracuda_py as bp
 from baracuda_py.errors import InvalidProblem
 from baracuda_py.interop.torch import kept
 from baracuda_py.interop.torch.calls import as_tensor, readable, workspace_for
+from baracuda_py.ops.quantize.awq_fp8_gemm import Int4AwqFp8GemmArgs, Int4AwqFp8GemmDescriptor
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
 from baracuda_py.ops.quantize.awq_repack import Int4AwqRepackArgs, Int4AwqRepackDescriptor
+from baracuda_py.ops.quantize.per_token import QuantizePerTokenArgs, QuantizePerTokenDescriptor
 from baracuda_py.vocab.elements import element_of_torch
 from baracuda_py.vocab.enums import ElementKind, EpilogueKind
 from baracuda_py.vocab.preference import Workspace
@@ -72,6 +74,7 @@ class AwqLinear(torch.nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.group_size, self.layout = group_size, layout
         self._overlap = False
+        self._fp8_rows: int | None = None
         self._scales_element = _scales_element(dtype)
         self._checked: tuple[Any, ...] | None = None  # weak references to weights that a run has checked, and launches
         for name in ("qweight", "qzeros", "scales", "bias"):
@@ -102,6 +105,20 @@ class AwqLinear(torch.nn.Module):
     @overlap.setter
     def overlap(self, value: bool) -> None:
         self._overlap, self._checked = value, None
+
+    @property
+    def fp8_rows(self) -> int | None:
+        """From how many rows on a call multiplies in fp8: rows are quantised (`QuantizePerToken`), then given to
+        `Int4AwqFp8Gemm`, which loses more than 16-bit activations do; its description says how much. None, as at
+        first: never. A call raises NoKernel where nothing serves that: on a GPU, TILED weights on Hopper are served.
+        """
+        return self._fp8_rows
+
+    @fp8_rows.setter
+    def fp8_rows(self, value: int | None) -> None:
+        if value is not None and value < 1:
+            raise InvalidProblem("AwqLinear", "fp8_rows must be None or positive", rule="fp8_rows", value=value)
+        self._fp8_rows, self._checked = value, None
 
     @property
     def scales_element(self) -> ElementKind:
@@ -198,6 +215,8 @@ class AwqLinear(torch.nn.Module):
             flat = readable(flat, "rows", _ALIGNMENT)
         self._check(flat)
         rows = flat.shape[0]
+        if self._fp8_rows is not None and rows >= self._fp8_rows:
+            return self._run_fp8(flat).view(*x.shape[:-1], self.out_features)
         plans = kept.plans.setdefault(self._sort(), {})
         plan = plans.get((rows, x.dtype, x.device))
         if plan is None:
@@ -215,10 +234,32 @@ class AwqLinear(torch.nn.Module):
         if self._checked is None or key not in self._checked[-1] or self._changed(self._checked):
             launch = plan.relocatable(args, workspace, overlap=self.overlap)
             if launch is not None:
-                launches = kept.launches.setdefault((self._sort(), self.overlap, self.qweight.device), {})
+                sort = self._sort(), self.overlap, self.fp8_rows, self.qweight.device
+                launches = kept.launches.setdefault(sort, {})
                 kept.keep(launches, key, (launch, made.shape, plan.workspace_size))
                 self._checked = (*(kept.weak(self._buffers[part]) for part in _PARTS), launches)
         return made
+
+    def _run_fp8(self, flat: Any) -> Any:
+        """Two launches, by which the rows are quantised and multiplied."""
+        rows, element = flat.shape[0], self._element_of(flat)
+        plans = kept.plans.setdefault((self._sort(), "fp8"), {})
+        pair = plans.get((rows, flat.dtype, flat.device))
+        if pair is None:
+            pair = (
+                bp.select(QuantizePerTokenDescriptor(rows, self.in_features, element), flat.device),
+                bp.select(self._fp8_descriptor(rows, element), flat.device),
+            )
+            kept.keep(plans, (rows, flat.dtype, flat.device), pair)
+        quantize, product = pair
+        values = torch.empty_like(flat, dtype=torch.float8_e4m3fn)
+        factors = flat.new_empty(rows, dtype=torch.float32)
+        output = flat.new_empty((rows, self.out_features))
+        bias = None if self.bias is None else self.bias.to(flat.dtype)
+        quantize.run(None, workspace_for(quantize, flat), QuantizePerTokenArgs(flat, values, factors))
+        args = Int4AwqFp8GemmArgs(values, factors, self.qweight, self.scales, self.qzeros, output, bias)
+        product.run(None, workspace_for(product, flat), args)
+        return output
 
     def _changed(self, checked: tuple[Any, ...]) -> bool:
         return any(was() is not self._buffers[part] for part, was in zip(_PARTS, checked, strict=False))
@@ -289,18 +330,28 @@ class AwqLinear(torch.nn.Module):
         self._check(x)
         flat = x.reshape(-1, self.in_features)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        made = torch.ops.baracuda.int4_awq_gemm(
-            flat, self.qweight, self.scales, self.qzeros, bias, oc=self.out_features, group_size=self.group_size,
-            split_k_iters=None, weight_layout=self.layout.value, scales_element=self.scales_element.name.lower(),
-            epilogue="identity" if bias is None else "bias",
-        )  # fmt: skip
+        weight = self.qweight, self.scales, self.qzeros, bias
+        words = {
+            "oc": self.out_features, "group_size": self.group_size, "weight_layout": self.layout.value,
+            "scales_element": self.scales_element.name.lower(), "epilogue": "identity" if bias is None else "bias",
+        }  # fmt: skip
+        if self._fp8_rows is not None and flat.shape[0] >= self._fp8_rows:
+            rows, factors = torch.ops.baracuda.quantize_per_token(flat)
+            element = self._element_of(flat).name.lower()
+            made = torch.ops.baracuda.int4_awq_fp8_gemm(rows, factors, *weight, element=element, **words)
+        else:
+            made = torch.ops.baracuda.int4_awq_gemm(flat, *weight, split_k_iters=None, **words)
         return made.reshape(*x.shape[:-1], self.out_features)
 
     def _plan(self, flat: Any) -> Any:
+        return bp.select(self._descriptor(flat.shape[0], self._element_of(flat), self.bias is not None), flat.device)
+
+    @staticmethod
+    def _element_of(flat: Any) -> ElementKind:
         element = element_of_torch(flat.dtype)
         if element is None:
             raise InvalidProblem("x", "it must be float16 or bfloat16", rule="dtype", value=flat.dtype)
-        return bp.select(self._descriptor(flat.shape[0], element, self.bias is not None), flat.device)
+        return element
 
     def _check(self, x: Any) -> None:
         if x.shape[-1] != self.in_features:
@@ -318,6 +369,12 @@ class AwqLinear(torch.nn.Module):
             rows, self.in_features, self.out_features, self.group_size, split_k_iters=None, weight_layout=self.layout,
             element=element, epilogue=EpilogueKind.BIAS if bias else EpilogueKind.IDENTITY,
             scales_element=self.scales_element,
+        )  # fmt: skip
+
+    def _fp8_descriptor(self, rows: int, element: ElementKind) -> Int4AwqFp8GemmDescriptor:
+        return Int4AwqFp8GemmDescriptor(
+            rows, self.in_features, self.out_features, self.group_size, self.layout, element,
+            EpilogueKind.IDENTITY if self.bias is None else EpilogueKind.BIAS, self.scales_element,
         )  # fmt: skip
 
 
