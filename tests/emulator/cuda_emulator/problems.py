@@ -38,12 +38,6 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
         # Tiles of every height; more stages than a ring has, in ranges of k; channels and tokens that are ragged.
         *(bp.Int4AwqGemmDescriptor(m, ic, oc, group, None, _TILED) for m, ic, oc, group in
           ((31, 800, 200, 32), (64, 1088, 72, 64), (70, 896, 264, 128), (150, 544, 136, -1))),
-        # On a slice of a GPU, several tiles a thread block: x in one chunk, and in more than its slots take.
-        bp.Int4AwqGemmDescriptor(3, 128, 520, -1, None, _TILED, bp.ElementKind.BF16),
-        bp.Int4AwqGemmDescriptor(16, 5760, 520, -1, None, _TILED, bp.ElementKind.BF16),
-        # There, more tiles than SMs take at a time, so short that no wait for a stage parts one from the next.
-        *(bp.Int4AwqGemmDescriptor(20, 256, 2056, 128, None, _TILED, element)
-          for element in (bp.ElementKind.F16, bp.ElementKind.BF16)),
     ),
     "int4_awq_fp8_gemm": (
         # Tiles of every height; more stages than a ring has, in ranges of k; all that can be is ragged.
@@ -83,6 +77,20 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
     ),
 }
 
+# What only kernels of one variant have paths for.
+_OF_VARIANT: dict[str, tuple[Any, ...]] = {
+    # On a slice of a GPU, several tiles a thread block: x in one chunk, and in more than its slots take.
+    "bulk_tiled": (
+        bp.Int4AwqGemmDescriptor(3, 128, 520, -1, None, _TILED, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(16, 5760, 520, -1, None, _TILED, bp.ElementKind.BF16),
+    ),
+    # There, more tiles than SMs take at a time, so short that no wait for a stage parts one from the next.
+    "wide_tiled": tuple(
+        bp.Int4AwqGemmDescriptor(20, 256, 2056, 128, None, _TILED, element)
+        for element in (bp.ElementKind.F16, bp.ElementKind.BF16)
+    ),
+}
+
 
 def cuda_ops() -> tuple[Op, ...]:
     """The built-in ops that have CUDA kernels of ours."""
@@ -108,6 +116,6 @@ def problems(registry: Registry[Plan], kernel: Kernel) -> Iterator[Case]:
     for op in registry.ops():
         if kernel in op.kernels:
             case = Case(registry, op, kernel, None, device)
-            for descriptor in _FURTHER.get(op.name, ()):
+            for descriptor in (*_FURTHER.get(op.name, ()), *_OF_VARIANT.get(kernel.sku.variant, ())):
                 if serves(op, kernel, descriptor):
                     yield evolve(case, descriptor=descriptor)
