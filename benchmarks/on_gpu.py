@@ -10,6 +10,8 @@ was written, for a machine that will not be there later. Ends with 1 unless all 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -17,6 +19,9 @@ import time
 from pathlib import Path
 
 from attrs import frozen
+from machine import commit
+
+from baracuda_py.bench.environment import COMMIT
 
 HERE = Path(__file__).parent
 
@@ -41,13 +46,13 @@ STEPS = (
     Step("host_overhead", "host_overhead.py", (), 60),
     Step("awq_linear", "awq_linear.py", (), 60),
     Step("awq_repack", "awq_repack.py", (), 90),
-    # One file: the same layers at other rows, elements and groups, then those of further models.
-    Step("awq", "awq.py", (*_BENCH, "5m", "--preset", "frontier"), 360),
+    Step("models", "models.py", (), 240),
+    # One file, begun anew: the same layers at other rows, elements and groups, then those of further models.
+    Step("awq", "awq.py", (*_BENCH, "5m", "--preset", "frontier", "--replace"), 360),
     Step("awq_bf16", "awq.py", (*_BENCH, "2m", "--preset", "frontier", "--m", "1,8,16,512", "--element", "bf16"), 180),
     Step("awq_groups", "awq.py", (*_BENCH, "2m", "--preset", "frontier", "--m", "1,8,16", *_GROUPS), 180),
     Step("awq_models", "awq.py", (*_BENCH, "3m", *_MODELS, "--m", "1,2,4,8,16"), 240),
     Step("awq_ragged", "awq.py", (*_BENCH, "2m", "--shape", "14336x4096", "--m", "65,100,200,300,1000,3000"), 180),
-    Step("models", "models.py", (), 240),
     Step("soak", "soak.py", (), 120),
 )
 
@@ -55,6 +60,7 @@ STEPS = (
 def main(steps: tuple[Step, ...] = STEPS) -> int:
     options = _parser(steps).parse_args()
     start = time.monotonic()
+    os.environ.setdefault(COMMIT, commit())  # before results are written, which are files of the checkout
     outcomes = {}
     for step in steps:
         if options.only and step.name not in options.only:
@@ -79,17 +85,19 @@ def _run(step: Step) -> str:
     """How a script ended; what it printed is shown if it failed."""
     start = time.monotonic()
     command = [sys.executable, str(HERE / step.script), *step.arguments]
+    script = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=step.limit_s, check=False
-        )
-    except subprocess.TimeoutExpired as late:
-        print((late.stdout or b"").decode(errors="replace")[-4000:], file=sys.stderr)
+        printed, _ = script.communicate(timeout=step.limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(script.pid, signal.SIGKILL)  # its children too, which would go on using the GPU
+        print(script.communicate()[0][-4000:], file=sys.stderr)
         return f"stopped after {step.limit_s:.0f} s"
     took = f"{time.monotonic() - start:.0f} s"
-    if done.returncode:
-        print(done.stdout[-4000:], file=sys.stderr)
-        return f"ended with {done.returncode} after {took}"
+    if script.returncode:
+        print(printed[-4000:], file=sys.stderr)
+        return f"ended with {script.returncode} after {took}"
     return f"done in {took}"
 
 

@@ -167,7 +167,9 @@ class Lineup:
             made: AbstractContextManager[Replay] = timer.replay(calls)
             return made
 
-        yield evolve(alone, kernel=f"quantize_per_token, {label}", estimate_us=before_us + cost_us, replay=replay)
+        both = f"quantize_per_token, {label}"
+        nbytes += 2 * cell.m * cell.ic
+        yield evolve(alone, kernel=both, nbytes=nbytes, estimate_us=before_us + cost_us, replay=replay)
 
     def dense(self, cell: Cell) -> Contender | Absent:
         """The dense GEMM: of the cell's element on a GPU, on the host of f32, which NumPy hands to BLAS as it is."""

@@ -141,6 +141,16 @@ def test_layers_that_differ_are_refused_and_left_alone(changed, words):
         fuse(block, NAMES)
 
 
+def test_the_whole_multiplies_in_fp8_where_its_parts_did():
+    block = torch.nn.Module()
+    block.a, block.b = (filled(64, layout=bp.AwqWeightLayout.TILED) for _ in range(2))
+    block.a.fp8_rows = 4
+    with pytest.raises(InvalidProblem, match="fp8_rows"):
+        fuse(block, ("a", "b"))
+    block.b.fp8_rows = 4
+    assert fuse(block, ("a", "b")).fp8_rows == 4
+
+
 def test_tiles_are_not_cut_by_a_join():
     block = Block(layout=bp.AwqWeightLayout.TILED)
     block.k_proj, block.v_proj = block.v_proj, block.k_proj  # 32 channels before 64

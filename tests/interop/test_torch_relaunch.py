@@ -65,6 +65,25 @@ def test_the_second_call_of_a_shape_only_launches(launched, layout, bias):
     assert absent == [False, False, layout.holds_scales, layout.holds_scales, False, not bias]
 
 
+def test_rows_that_are_to_be_fp8_are_not_launched_as_16_bits(launched):
+    module, _ = filled(bp.AwqWeightLayout.TILED)
+    other, _ = filled(bp.AwqWeightLayout.TILED)
+    few, many = torch.randn(2, IC).half(), torch.randn(8, IC).half()
+    for _ in range(2):
+        other(many)  # of the same sizes: its launches are shared
+        plain = module(many)
+    module.fp8_rows = 4
+    module(few)
+    launched.clear()
+    module(few)
+    assert len(launched) == 1
+    for _ in range(2):
+        assert not torch.equal(module(many), plain)
+    assert len(launched) == 1
+    module.fp8_rows = None
+    assert torch.equal(module(many), plain)
+
+
 def test_an_input_that_lies_otherwise_is_checked(launched):
     module, w = filled()
     x = torch.randn(4, IC).half()

@@ -98,7 +98,7 @@ def fuse(parent: Any, names: Sequence[str]) -> AwqLinear:
         parts = [getattr(layer, name) for layer in layers]
         setattr(whole, name, None if parts[0] is None else torch.cat(parts, along))
     whole._scales_element = first.scales_element
-    whole.overlap = all(layer.overlap for layer in layers)
+    whole.overlap, whole.fp8_rows = all(layer.overlap for layer in layers), first.fp8_rows
     results = _Results()
     for index, name in enumerate(names):
         setattr(parent, name, AwqPart(whole, sizes, index, results))
@@ -126,7 +126,7 @@ def _differences(layers: Sequence[Any]) -> Iterator[str]:
     if any(type(layer) is not AwqLinear for layer in layers):
         yield "be AwqLinear"
         return
-    for what in ("in_features", "group_size", "layout", "scales_element"):
+    for what in ("in_features", "group_size", "layout", "scales_element", "fp8_rows"):
         if len({getattr(layer, what) for layer in layers}) > 1:
             yield f"have the same {what}"
     if len({layer.bias is None or layer.bias.dtype for layer in layers}) > 1:

@@ -111,6 +111,8 @@ class AwqLinear(torch.nn.Module):
         """From how many rows on a call multiplies in fp8: rows are quantised (`QuantizePerToken`), then given to
         `Int4AwqFp8Gemm`, which loses more than 16-bit activations do; its description says how much. None, as at
         first: never. A call raises NoKernel where nothing serves that: on a GPU, TILED weights on Hopper are served.
+        Such a call is checked each time, and `overlap` has no part in it. Fused layers have it on the whole one, cut
+        ones on their `linear`; an expert counts the rows that have chosen it.
         """
         return self._fp8_rows
 
