@@ -124,7 +124,8 @@ def test_many_rows_are_multiplied_in_fp8_where_it_is_asked_for(bias, dtype, devi
         assert not torch.equal(y, plain[1])
         added = 0 if module.bias is None else module.bias.double().cpu()
         exact = in_fp8(many.cpu()) @ w.T + added
-        assert torch.linalg.norm(y.double().cpu() - exact) <= 4e-3 * torch.linalg.norm(exact)
+        limit = 2e-3 if dtype is torch.float16 else 4e-3
+        assert torch.linalg.norm(y.double().cpu() - exact) <= limit * torch.linalg.norm(exact)
         assert torch.equal(other(many), plain[1]), "a module of the same sizes is not asked"
     module.fp8_rows = None
     assert torch.equal(module(many), plain[1])

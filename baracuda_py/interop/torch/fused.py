@@ -81,8 +81,8 @@ def fuse(parent: Any, names: Sequence[str]) -> AwqLinear:
         the layer, whose output features are theirs, in order.
 
     Raises:
-        InvalidProblem: layers that differ in input features, groups, layout, dtype, device, or in whether they have a
-            bias; TILED ones with other than multiples of 64 output features, but for the last.
+        InvalidProblem: layers that differ in input features, groups, layout, dtype, device, `fp8_rows`, or in whether
+            they have a bias; TILED ones with other than multiples of 64 output features, but for the last.
     """
     layers = [getattr(parent, name) for name in names]
     if wrong := next(_differences(layers), None):

@@ -39,7 +39,6 @@ _ARCH = ArchSku.SM90A
 _TOKENS = (64, 128, 256)  # of a tile
 _TILES = 2  # of weights, in a tile of outputs
 _INT = (1 << 31) - 1
-_ROW_ALIGNMENT = 16  # bytes
 
 _GUARANTEE = PrecisionGuarantee(
     MathPrecision.FP8_E4M3,
@@ -150,7 +149,7 @@ def fp8_kernels() -> tuple[Kernel, ...]:
             cost=_cost,
             rules=_RULES,
             workspace=_workspace,
-            alignment={"activation": _ROW_ALIGNMENT, "weight_packed": 16},
+            alignment={"activation": 16, "weight_packed": 16},
             doc="fp8 on the tensor cores, sums of a group added in f32; cuts ic only where that fills the GPU",
         )
         for element, epilogue in product((ElementKind.F16, ElementKind.BF16), EpilogueKind)
