@@ -37,6 +37,7 @@ class Step:
 
 
 _BENCH = ("--no-plot", "--budget")
+_VARIANTS = ("--output", str(HERE / "results" / "{device}" / "awq_variants"), *_BENCH)
 _GROUPS = ("--group-size", "32", "--group-size", "64")
 _MODELS = tuple(
     word for name in ("qwen2.5-0.5b", "qwen2.5-7b", "qwen2.5-32b", "mixtral-8x7b") for word in ("--preset", name)
@@ -47,12 +48,18 @@ STEPS = (
     Step("awq_linear", "awq_linear.py", (), 60),
     Step("awq_repack", "awq_repack.py", (), 90),
     Step("models", "models.py", (), 240),
-    # One file, begun anew: the same layers at other rows, elements and groups, then those of further models.
-    Step("awq", "awq.py", (*_BENCH, "5m", "--preset", "frontier", "--replace"), 360),
-    Step("awq_bf16", "awq.py", (*_BENCH, "2m", "--preset", "frontier", "--m", "1,8,16,512", "--element", "bf16"), 180),
-    Step("awq_groups", "awq.py", (*_BENCH, "2m", "--preset", "frontier", "--m", "1,8,16", *_GROUPS), 180),
-    Step("awq_models", "awq.py", (*_BENCH, "3m", *_MODELS, "--m", "1,2,4,8,16"), 240),
-    Step("awq_ragged", "awq.py", (*_BENCH, "2m", "--shape", "14336x4096", "--m", "65,100,200,300,1000,3000"), 180),
+    Step("awq", "awq.py", (*_BENCH, "6m", "--preset", "frontier", "--replace"), 430),
+    # A second file, begun anew: other elements and groups, rows between tiles, and layers of further models.
+    Step(
+        "awq_bf16",
+        "awq.py",
+        (*_VARIANTS, "1m", "--preset", "frontier", "--m", "1,16,512", "--element", "bf16", "--replace"),
+        120,
+    ),
+    Step("awq_groups", "awq.py", (*_VARIANTS, "1m", "--preset", "frontier", "--m", "1,16", *_GROUPS), 120),
+    Step("awq_models", "awq.py", (*_VARIANTS, "2m", *_MODELS, "--m", "1,16"), 180),
+    Step("awq_ragged", "awq.py", (*_VARIANTS, "1m", "--shape", "14336x4096", "--m", "65,100,200,300,1000,3000"), 120),
+    Step("awq_profile", "awq_profile.py", (), 150),
     Step("soak", "soak.py", (), 120),
 )
 

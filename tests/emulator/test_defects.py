@@ -55,6 +55,7 @@ DEFECTS = {
     "bulk_copy_of_no_multiple_of_16_bytes": "a bulk copy of 252 bytes",
     "no_partial_barrier_before_reuse": "since the last barrier",
     "partial_barrier_that_a_warp_does_not_reach": "some of its threads do not reach",
+    "arrival_that_nobody_waits_for": "arrivals at a partial barrier that nobody waits for",
 }
 
 

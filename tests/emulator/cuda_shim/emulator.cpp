@@ -212,6 +212,9 @@ void run_block() {
     }
   }
   if (const char* left_over = mbarrier_left_over()) record({0, 0, 0}, "%s", left_over);
+  for (const int arrived : at_partial_barrier) {
+    if (arrived != 0) record({0, 0, 0}, "the block ends with arrivals at a partial barrier that nobody waits for");
+  }
   if (wrote_beside_shared()) {
     record({0, 0, 0}, "the block wrote beside its %u bytes of dynamic shared memory", launch->shared_nbytes);
   }
@@ -249,18 +252,36 @@ void block_barrier() {
 
 void wait_for_launch_before() { note_launch_before_ended(running_thread()); }
 
-void partial_barrier(int count, int number) {
+namespace {
+
+// Counts one more thread; whether it was the last.
+bool count_at_partial_barrier(int count, int number) {
   if (number < 1 || number >= kBarriers) fail("there is no partial barrier %d", number);
-  running->partial_barrier = number;
-  if (++at_partial_barrier[number] < count) return suspend(State::kAtPartialBarrier);
+  if (++at_partial_barrier[number] < count) return false;
   at_partial_barrier[number] = 0;
-  running->state = State::kAtPartialBarrier;
+  return true;
+}
+
+void open_partial_barrier(int number) {
   std::vector<int> passing;
   for (int i = 0; i < thread_count; ++i) {
     if (threads[i].state == State::kAtPartialBarrier && threads[i].partial_barrier == number) passing.push_back(i);
   }
   pass_partial_barrier(passing);
   for (const int i : passing) threads[i].state = State::kReady;
+}
+
+}  // namespace
+
+void partial_barrier(int count, int number) {
+  running->partial_barrier = number;
+  if (!count_at_partial_barrier(count, number)) return suspend(State::kAtPartialBarrier);
+  running->state = State::kAtPartialBarrier;
+  open_partial_barrier(number);
+}
+
+void arrive_at_partial_barrier(int count, int number) {
+  if (count_at_partial_barrier(count, number)) open_partial_barrier(number);
 }
 
 void wake_from_mbarrier(int mbarrier) {

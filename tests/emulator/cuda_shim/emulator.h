@@ -100,8 +100,10 @@ void copy_box(unsigned destination, const unsigned long long (&map)[16], int x, 
 // What the launch before did can be seen, and written over.
 void wait_for_launch_before();
 
-// A barrier of `threads` of the block's threads; those with other numbers have nothing to do with it.
+// A barrier of `threads` of the block's threads; those with other numbers have nothing to do with it. `arrive_at` does not
+// wait, and passes on nothing of what the thread did.
 void partial_barrier(int threads, int number);
+void arrive_at_partial_barrier(int threads, int number);
 
 // Fails unless `address` is a multiple of `nbytes`.
 void check_aligned(const void* address, int nbytes);

@@ -382,6 +382,16 @@ void partial_barrier_that_a_warp_does_not_reach(const unsigned* in, unsigned* ou
   if (!kDefect || threadIdx.x < 32) partial_barrier<kThreads>();
 }
 
+template <bool kDefect>
+void arrival_that_nobody_waits_for(const unsigned* in, unsigned* out) {
+  out[threadIdx.x] = in[kThreads - 1 - threadIdx.x];
+  if (threadIdx.x < 32) {
+    partial_barrier_arrive<kThreads, 2>();
+  } else if (!kDefect) {
+    partial_barrier<kThreads, 2>();
+  }
+}
+
 #define DEFECT(name)                                                                                        \
   extern "C" __global__ void name##_sound(const unsigned* in, unsigned* out) { name<false>(in, out); }      \
   extern "C" __global__ void name##_defect(const unsigned* in, unsigned* out) { name<true>(in, out); }
@@ -424,6 +434,7 @@ DEFECT(ends_with_bulk_copies_in_flight)
 DEFECT(bulk_copy_of_no_multiple_of_16_bytes)
 DEFECT(no_partial_barrier_before_reuse)
 DEFECT(partial_barrier_that_a_warp_does_not_reach)
+DEFECT(arrival_that_nobody_waits_for)
 
 // Blocks that count on running in order: whatever order a GPU takes, the sum is another one.
 extern "C" __global__ void last_block_wins(const unsigned* in, unsigned* out) { out[threadIdx.x] = in[blockIdx.x]; }

@@ -5,8 +5,8 @@
 //
 // A CTA computes tiles of 128 output channels of kTokens tokens, one after the other (WideSchedule). One warp copies, into a
 // ring, boxes of x of 128 input channels and the blocks of packed weights that belong to them, ahead of two warpgroups,
-// which take 64 output channels each, a warp 16 of them. While one makes weights, or adds what a group gave to its sums, the
-// tensor cores can work for the other.
+// which take 64 output channels each, a warp 16 of them, and turns with the tensor cores: while these work for one, the other
+// adds what a group gave to its sums, and makes weights.
 //
 // In e4m3 the code of n, 0 to 15, is n * 2^-9: up to 7 a subnormal, beyond one of the eight least normal values. So |q - z|
 // with a sign bit is a weight without a conversion. Products of a group are summed by the tensor cores, which keep fewer
@@ -34,6 +34,7 @@ BARACUDA_CONSTANT(kFp8MaxStages, 8);
 BARACUDA_CONSTANT(kFp8FixedBytes, 9216);  // of shared memory ahead of the ring: of the stores, and barriers
 
 constexpr int kFp8Steps = kBlockDepth / 32;  // k32 steps of a block
+constexpr int kFp8TurnBarrier = 3;           // partial barriers 1 and 2 are those of the stores
 constexpr float kFp8Unit = 512.0f;           // a weight is its code's value times this
 constexpr unsigned kFp8StageBarrierBytes = 2 * kBarrierBytes;  // that it is full, and behind it that it is empty
 
@@ -56,10 +57,16 @@ struct Fp8Shape {
   static constexpr unsigned kRowBytes = kBlockDepth;  // of x
   static constexpr unsigned kBoxBytes = kTokens * kRowBytes;
   static constexpr unsigned kStageBytes = kBoxBytes + (kWeightBytes + 1023) / 1024 * 1024;
+  // With more groups a turn would be too short to pay for what it costs.
+  static constexpr bool kTakesTurns = kGroups == 1;
+  // Of a thread: what the threads that copy give up, those that compute may take. Turns want more.
+  static constexpr int kCopyingRegisters = kTakesTurns ? 24 : 40;
+  static constexpr int kComputingRegisters = kTakesTurns ? 240 : 232;
   static constexpr int kStoreTokens = kWideStoreBytes / kStoreRowBytes;  // that a warpgroup stores at a time
   static_assert(kFp8Threads == (kWarps + kTileWarps) * kWarpLanes, "a warpgroup copies");
   static_assert(kPartTokens * kRowBytes % 1024 == 0 && kFp8FixedBytes % 1024 == 0,
                 "operand B begins at multiples of 1024 bytes");
+  static_assert(kTiles == 2 && kTileWarps * kCopyingRegisters + kWarps * kComputingRegisters <= 2048, "of 65536 registers");
   static_assert(kTiles * kWideStoreBytes + kFp8MaxStages * kFp8StageBarrierBytes <= kFp8FixedBytes, "that is their size");
   static_assert(kFp8Steps % kGroups == 0, "a group has whole steps");
 };
@@ -135,6 +142,30 @@ struct Fp8Weights {
   }
 };
 
+// The two warpgroups take turns with the tensor cores, a part each: they wait for the same boxes, and would else both
+// multiply at one time, and both add up at another.
+template <typename Shape>
+struct Fp8Turns {
+  int tile;  // of this warpgroup
+
+  __device__ __forceinline__ void begin() const {
+    if constexpr (!Shape::kTakesTurns) return;
+    if (tile == 0) {  // constant numbers take no registers
+      partial_barrier<2 * kWarpgroupThreads, kFp8TurnBarrier>();
+    } else {
+      partial_barrier<2 * kWarpgroupThreads, kFp8TurnBarrier + 1>();
+    }
+  }
+  __device__ __forceinline__ void pass() const {
+    if constexpr (!Shape::kTakesTurns) return;
+    if (tile == 0) {
+      partial_barrier_arrive<2 * kWarpgroupThreads, kFp8TurnBarrier + 1>();
+    } else {
+      partial_barrier_arrive<2 * kWarpgroupThreads, kFp8TurnBarrier>();
+    }
+  }
+};
+
 // `operands.x` is not read: `x_map` says where x is.
 template <typename Shape, typename Element>
 __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element>& operands, const TokenScales& scale,
@@ -167,15 +198,21 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
   __syncwarp();
   __syncthreads();  // the barriers can be used
   if (!computes) {
-    lower_register_count<40>();
+    lower_register_count<Shape::kCopyingRegisters>();
     if (!copies) return;
-    const unsigned char* g_weights = reinterpret_cast<const unsigned char*>(operands.weights);
-    const long long last_tile = (static_cast<long long>(operands.oc) + kTileChannels - 1) / kTileChannels - 1;
+    const int last_tile = static_cast<int>((static_cast<long long>(operands.oc) + kTileChannels - 1) / kTileChannels - 1);
     grid_dependency_wait();  // x and the factors of its rows may be what the launch before writes
     int fresh = stages;      // places that have not been filled
     while (works.next(work)) {
       const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
-      for (int block = work.first; block < work.end; ++block) {
+      const int token = static_cast<int>(place.token);
+      const int first_tile = static_cast<int>(place.channel / kTileChannels);
+      const long long row = static_cast<long long>(schedule.blocks) * Shape::kTileBytes;
+      const unsigned char* g_block = reinterpret_cast<const unsigned char*>(operands.weights) + first_tile * row +
+                                     work.first * static_cast<long long>(Shape::kTileBytes);
+      const long long second = first_tile < last_tile ? row : 0;  // beyond oc: any, nothing is stored
+#pragma unroll 1
+      for (int block = work.first; block < work.end; ++block, g_block += Shape::kTileBytes) {
         const unsigned s_barrier = s_barriers + stage.place * kFp8StageBarrierBytes;
         const unsigned s_stage = s_stages + stage.place * Shape::kStageBytes;
         if (fresh > 0) {
@@ -184,29 +221,27 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
           mbarrier_wait(s_barrier + kBarrierBytes, stage.parity ^ 1);
         }
         mbarrier_arrive_expecting(s_barrier, Shape::kBoxBytes + Shape::kWeightBytes);
-#pragma unroll
-        for (int tile = 0; tile < Shape::kTiles; ++tile) {
-          const long long wanted = place.channel / kTileChannels + tile;
-          const long long from = wanted < last_tile ? wanted : last_tile;  // beyond oc: any, nothing is stored
-          bulk_copy(s_stage + Shape::kBoxBytes + tile * Shape::kTileBytes,
-                    g_weights + (from * schedule.blocks + block) * Shape::kTileBytes, Shape::kTileBytes, s_barrier);
-        }
-        box_copy(s_stage, x_map, block * kBlockDepth, static_cast<int>(place.token), 0, s_barrier);
+        bulk_copy(s_stage + Shape::kBoxBytes, g_block, Shape::kTileBytes, s_barrier);
+        bulk_copy(s_stage + Shape::kBoxBytes + Shape::kTileBytes, g_block + second, Shape::kTileBytes, s_barrier);
+        box_copy(s_stage, x_map, block * kBlockDepth, token, 0, s_barrier);
         stage.advance(stages);
       }
     }
     return;
   }
 
-  raise_register_count<232>();
+  raise_register_count<Shape::kComputingRegisters>();
   const int tile = warp / Shape::kTileWarps;
   const int strip = warp % Shape::kTileWarps;  // of 16 channels
-  const int thread = static_cast<int>(threadIdx.x) % kWarpgroupThreads;
   const unsigned char* s_blocks = s_memory + kFp8FixedBytes + Shape::kBoxBytes + tile * Shape::kTileBytes +
                                   strip / 2 * block_bytes(Shape::kGroups);
   float group_sums[Shape::kPartSums];
 #pragma unroll
   for (int i = 0; i < Shape::kPartSums; ++i) group_sums[i] = 0.0f;
+  const Fp8Turns<Shape> turns{tile};
+  if (tile == 1) {
+    turns.pass();  // the first is the other's
+  }
 #pragma unroll 1
   while (works.next(work)) {
     float sums[Shape::kSums];
@@ -226,13 +261,15 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
 #pragma unroll
         for (int part = 0; part < Shape::kParts; ++part) {
           const unsigned long long rows = wgmma_step(box, part * Shape::kPartTokens * Shape::kRowBytes / 32);
-          wgmma_fence();
+          wgmma_fence();  // ahead of the turn: behind it, weights would be made in it
+          turns.begin();
 #pragma unroll
           for (int i = 0; i < Shape::kGroupSteps; ++i) {
             const int step = group * Shape::kGroupSteps + i;
             wgmma_m64k32_e4m3(group_sums, r_weights.r_fragments[i], wgmma_step(rows, step), i > 0);
           }
           wgmma_commit();
+          turns.pass();
           const float2 factor = scale_pair_to_f32(scales, operands.scales_bf16);
           wgmma_wait<0>();
           wgmma_settle(group_sums);
@@ -251,6 +288,7 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
     }
 
     const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
+    const int thread = (Shape::kTakesTurns ? thread_read_here() : static_cast<int>(threadIdx.x)) % kWarpgroupThreads;
     if (work.part == kFinished) {
       scale(sums, place.token);
       store_warpgroup_sums<Shape::kTokens, Shape::kStoreTokens>(operands, sums, s_memory + tile * kWideStoreBytes,
@@ -259,6 +297,9 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
     } else {
       store_part<Shape>(sums, g_parts, work.part, tile, thread);
     }
+  }
+  if (tile == 0) {
+    turns.begin();  // takes back what the other has passed last
   }
 }
 

@@ -15,4 +15,11 @@ __device__ __forceinline__ void raise_register_count() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
 }
 
+// threadIdx.x, read here and not before: what is computed from it holds no registers over a loop ahead of it.
+__device__ __forceinline__ int thread_read_here() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 }  // namespace baracuda

@@ -13,4 +13,6 @@ inline void raise_register_count() {
   static_assert(kCount % 8 == 0 && kCount >= 24 && kCount <= 256, "what the instruction takes");
 }
 
+inline int thread_read_here() { return static_cast<int>(emulator::threadIdx.x); }
+
 }  // namespace baracuda
