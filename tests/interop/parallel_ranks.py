@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from datetime import timedelta
@@ -69,6 +70,7 @@ def loss(folder: Path, world: Collective, device: torch.device) -> None:
         torch.cuda.synchronize()  # that sum is the others' too
     if world.rank == world.size - 1:
         os._exit(0)
+    faulthandler.dump_traceback_later(TIMEOUT_S + 20, exit=True)  # where it hangs, if it does
     try:
         for _ in range(3):
             row(x)

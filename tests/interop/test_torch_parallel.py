@@ -85,7 +85,7 @@ def test_a_rank_that_is_lost_is_an_error_on_the_others(folder, tmp_path, device,
     need(2, device, library)
     start = time.monotonic()
     printed = run("loss", folder, tmp_path / "rendezvous", 2, device, library, slowness)
-    assert printed[0].startswith("lost: ")
+    assert any(line.startswith("lost: ") for line in printed[0].splitlines()), printed[0]  # NCCL may have its say too
     assert time.monotonic() - start < (TIMEOUT_S + 60) * slowness
 
 

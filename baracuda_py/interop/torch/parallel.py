@@ -10,6 +10,7 @@ the whole layer's, bit for bit. What a rank adds is rounded to the activations' 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -73,18 +74,27 @@ class TorchCollective:
                 fix="Call torch.distributed.init_process_group first, and launch with torchrun",
             )  # fmt: skip
         self._group = group
+        # torch from 2.8 on runs a collective that is not async on the current stream and waits for nothing, so that the
+        # variable would have no effect.
+        self._waits = os.environ.get("TORCH_NCCL_BLOCKING_WAIT") == "1"
         self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         if self.rank < 0:
             raise InvalidProblem("group", "this process must be one of its ranks", rule="rank", value=self.rank)
 
     def sum_(self, tensor: Any) -> None:
         """See `Collective`."""
-        torch.distributed.all_reduce(tensor, group=self._group)
+        work = torch.distributed.all_reduce(tensor, group=self._group, async_op=self._waits)
+        if work is not None:
+            work.wait()
 
     def gather(self, tensor: Any) -> Any:
         """See `Collective`."""
         made = tensor.new_empty((self.size, *tensor.shape))
-        torch.distributed.all_gather_into_tensor(made.view(-1), tensor.view(-1), group=self._group)
+        work = torch.distributed.all_gather_into_tensor(
+            made.view(-1), tensor.view(-1), group=self._group, async_op=self._waits
+        )
+        if work is not None:
+            work.wait()
         return made
 
 
