@@ -4,8 +4,6 @@
 // kSumBytesPerChannel bytes of dynamic shared memory; channels is the number after c in the entry's name.
 // Entries without a group serve group 128 and one group a channel (group == ic); g64 and g32 serve that
 // group.
-//
-// baracuda: assembled-only sm_90
 #include "baracuda/awq_gemm_small_m.cuh"
 
 using namespace baracuda;

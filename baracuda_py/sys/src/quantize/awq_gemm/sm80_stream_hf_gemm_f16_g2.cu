@@ -1,6 +1,4 @@
 // awq_gemm for HF_GEMM weights, stream kernel: see awq_gemm_stream_entries.cuh.
-//
-// baracuda: assembled-only sm_90
 #include "baracuda/awq_gemm_stream_entries.cuh"
 
 BARACUDA_STREAM_ENTRIES(awq_gemm_stream_sm80_f16_hf_gemm, StreamHfGemm, __half, 2)

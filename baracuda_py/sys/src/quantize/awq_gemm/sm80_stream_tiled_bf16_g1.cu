@@ -1,6 +1,4 @@
 // awq_gemm for TILED weights, stream kernel: see awq_gemm_stream_entries.cuh.
-//
-// baracuda: assembled-only sm_90
 #include "baracuda/awq_gemm_stream_entries.cuh"
 #include "baracuda/awq_gemm_stream_tiled.cuh"
 

@@ -4,8 +4,6 @@
 //   oc_major: row n, column k, natural order.      hf_gemm: row k, column n, AutoAWQ's interleave (int4.cuh).
 // A block's nibbles go through shared memory, so that the warp reads and writes memory in rows of a block. From there a
 // lane takes the words that hold what it makes: in oc_major 64 channels of two rows, in hf_gemm 16 rows of two words.
-//
-// baracuda: assembled-only sm_90
 #include "baracuda/awq_tiles.cuh"
 #include "baracuda/constant.cuh"
 #include "baracuda/int4.cuh"
