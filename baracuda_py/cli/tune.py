@@ -19,6 +19,7 @@ from baracuda_py.vocab.tuning import Problem, TuningTable, kernel_label
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from baracuda_py.bench.results import Results
     from baracuda_py.registry import Op
 
     Problems = Mapping[str, tuple[Problem, ...]]
@@ -40,11 +41,11 @@ def tune(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help=DEVICE_HELP)] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Times that each kernel is measured.")] = 20,
-    source: Annotated[
-        Path | None,
+    sources: Annotated[
+        list[Path] | None,
         typer.Option(
             "--from", metavar="FILE", exists=True, dir_okay=False,
-            help="Measure nothing: take the times of a JSON file of `baracuda-py bench`.",
+            help="Measure nothing: take the times of a JSON file of `baracuda-py bench`; again for more.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
@@ -60,8 +61,8 @@ def tune(
     if folder.exists() and not folder.is_dir():
         raise typer.BadParameter(f"{str(folder)!r} is no folder", param_hint="--output")
     registry = bp.default_registry()
-    if source is not None:
-        _take(registry.op(op_name), source, folder)
+    if sources:
+        _take(registry.op(op_name), sources, folder)
         return
     op, resolved = registry.op(op_name), registry.device(parse_device(device))
     descriptors = [make_descriptor(op, _fields(text)) for text in problems] if problems else list(op.tuned())
@@ -94,28 +95,45 @@ def tune(
         print_line(f"{FOLDER}={folder} makes `select` go by it.", indent=2)
 
 
-def _take(op: Op, source: Path, folder: Path) -> None:
-    """Add to the table what a result file holds."""
+def _take(op: Op, sources: list[Path], folder: Path) -> None:
+    """Add to the table what result files of one GPU hold; of a problem that several hold, the last one's."""
     from baracuda_py.bench.cells import OP
     from baracuda_py.bench.results import Results
 
     if op is not OP:
         raise Unsupported(op.name, f"`bench` measures {OP.name} only", rule="--from", got=op.name)
-    results = Results.load(source)
-    try:
-        device = device_of(results.environment)
-    except (KeyError, ValueError):
-        raise Unsupported(str(source), "it must be of a GPU", rule="--from") from None
+    taken = {source: Results.load(source) for source in sources}
+    devices = {source: _gpu_of(results, source) for source, results in taken.items()}
+    device = devices[sources[0]]
+    if any(one != device for one in devices.values()):
+        raise Unsupported(", ".join(map(str, sources)), "they must be of one GPU", rule="--from")
     path = folder / f"{slug(device.name)}.json"
     kept = _kept(path)
     folder.mkdir(parents=True, exist_ok=True)
-    measured = results.problems()
-    fields = [one.fields for one in measured]
-    others = tuple(one for one in kept.get(op.name, ()) if one.fields not in fields)
-    known = {name: results.environment.get(name) for name in ("driver", "commit", "samples")}
-    origin = {name: value for name, value in known.items() if value is not None} | {"from": str(source)}
-    write_table(TuningTable(device, {**kept, op.name: (*others, *measured)}, origin), path)
+    problems = kept.get(op.name, ())
+    for results in taken.values():
+        measured = results.problems()
+        fields = [one.fields for one in measured]
+        problems = (*(one for one in problems if one.fields not in fields), *measured)
+    write_table(TuningTable(device, {**kept, op.name: problems}, _origin(taken)), path)
     print_line(f"Wrote {path}", "bold")
+
+
+def _gpu_of(results: Results, source: Path) -> Device:
+    try:
+        return device_of(results.environment)
+    except (KeyError, ValueError):
+        raise Unsupported(str(source), "it must be of a GPU", rule="--from") from None
+
+
+def _origin(taken: Mapping[Path, Results]) -> dict[str, Any]:
+    """Where the times come from: what all files say alike, else what each says, in their order."""
+    origin: dict[str, Any] = {}
+    for name in ("driver", "commit", "samples"):
+        said = [results.environment.get(name) for results in taken.values()]
+        if None not in said:
+            origin[name] = said[0] if len(set(said)) == 1 else said
+    return origin | {"from": [str(source) for source in taken]}
 
 
 def _fields(text: str) -> dict[str, str | None]:

@@ -224,5 +224,5 @@ def test_times_are_taken_from_a_result_file(run, gpu, folder, tmp_path):
     for problem in taken:
         own = [row for row in rows if row["m"] == problem.fields["m"] and row["kind"] == "ours" and not row["pdl"]]
         assert problem.times_us == {row["kernel"]: row["median_us"] for row in own if row["median_us"]}
-    assert made.origin["from"] == str(out.with_suffix(".json"))
+    assert made.origin["from"] == [str(out.with_suffix(".json"))]
     assert run("tune", "softmax", "--from", out.with_suffix(".json"), "--output", folder).code != 0

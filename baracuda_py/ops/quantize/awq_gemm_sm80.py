@@ -33,7 +33,7 @@ from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
 if TYPE_CHECKING:
     from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmDescriptor
 
-__all__ = ["guarantee", "operands", "reduce_launch", "sm80_kernels", "streaming_us"]
+__all__ = ["even_share", "guarantee", "operands", "reduce_launch", "sm80_kernels", "streaming_us"]
 
 _ARCH = ArchSku.SM80
 _MAX_SPLITS = 32  # more would read back more partials than there is work in a split
@@ -184,8 +184,15 @@ def streaming_us(desc: Int4AwqGemmDescriptor, device: Device, efficiency: float)
     return (weight + activation) / (device.bytes_per_us * efficiency)
 
 
+def even_share(blocks: int, device: Device) -> float:
+    """Of the SMs' time that is used, where those that have the most thread blocks end last."""
+    sms = max(device.sm_count, 1)
+    return blocks / (_ceil_div(blocks, sms) * sms)
+
+
 def _small_m_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
-    return 3.0 + streaming_us(desc, device, 0.65)
+    [launch] = _small_m_launches(desc, device)
+    return 2.0 + streaming_us(desc, device, 0.6 * even_share(launch.grid[0], device))
 
 
 def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> float:

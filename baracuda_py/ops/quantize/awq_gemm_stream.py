@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, streaming_us
+from baracuda_py.ops.quantize.awq_gemm_sm80 import even_share, guarantee, operands, streaming_us
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
@@ -120,7 +120,8 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     few, many, narrow = _SHARES[desc.weight_layout.value]
     share = (few if desc.m <= min(_TOKENS) else many) * (narrow if _tile(desc, device).channels == 32 else 1)
     again = 0.8 * (_ceil_div(desc.m, max(_TOKENS)) - 1)  # reads of the weights from L2, and the arithmetic
-    return 3.0 + streaming_us(desc, device, share) * (1 + again)
+    even = even_share(_ceil_div(desc.oc, _tile(desc, device).block_channels), device)
+    return 3.0 + streaming_us(desc, device, share * even) * (1 + again)
 
 
 _LIMITS = (

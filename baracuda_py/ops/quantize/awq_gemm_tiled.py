@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, reduce_launch, streaming_us
+from baracuda_py.ops.quantize.awq_gemm_sm80 import even_share, guarantee, operands, reduce_launch, streaming_us
 from baracuda_py.ops.quantize.awq_gemm_stream import shared_nbytes_of
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
 from baracuda_py.registry import Kernel
@@ -121,9 +121,12 @@ def _free_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
 def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> float:
     tokens = _tile_tokens(desc.m)
     blocks, slots = _tiles(desc) * splits, _slots(desc, device)
-    busy = blocks / (_ceil_div(blocks, slots) * slots)
+    busy, share = blocks / (_ceil_div(blocks, slots) * slots), 0.35  # of the peak, measured on an H100
+    if splits == 1:  # two thread blocks of an SM take twice as long as one
+        busy = even_share(blocks, device) * max(device.sm_count, 1) / slots
+        share = 0.45 if tokens < 64 else 0.35
     flop = 2 * _ceil_div(desc.m, tokens) * tokens * desc.ic * desc.oc
-    arithmetic = flop / (device.flop_per_us * 0.35 * max(busy, 1e-3))
+    arithmetic = flop / (device.flop_per_us * share * max(busy, 1e-3))
     partials = 2 * splits * desc.m * desc.oc * 4 / device.bytes_per_us + 2.5 if splits > 1 else 0.0
     return 4.0 + max(arithmetic, streaming_us(desc, device, 0.45 * min(1.0, busy * 2))) + partials
 
