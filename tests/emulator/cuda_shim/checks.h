@@ -1,4 +1,4 @@
-// Which thread of the cluster last read and wrote each byte of shared memory, and whether that was since the last
+// Which thread of the block last read and wrote each byte of shared memory, and whether that was since the last
 // barrier.
 //
 // Two threads' accesses to a byte, one of them a write, race unless a __syncthreads() lies between them, or, of one
@@ -10,9 +10,6 @@
 //
 // A thread that arrives at an mbarrier passes on what its warp did before its last __syncwarp(), and what it knows of other
 // warps; one that waits for the phase gets to know it. A partial barrier does both for its threads.
-//
-// Threads and warps are counted through the blocks of a cluster. A __syncthreads() says nothing to another block's threads,
-// whose copies to this one's shared memory are after its reads and writes only by what they know.
 #pragma once
 
 #include <cstddef>
@@ -21,14 +18,12 @@
 
 namespace emulator {
 
-// Static shared memory, of kernels without clusters; then the dynamic shared memory of each block.
-void watch_statics(char* begin, std::size_t nbytes);
-void watch_shared(int block, char* begin, std::size_t nbytes);
+// The block's shared memory: dynamic and static.
+void watch_shared(char* dynamic, std::size_t dynamic_nbytes, char* statics, std::size_t static_nbytes);
 void watch_unfinished(const char* begin, std::size_t nbytes);  // added to; `forget_unfinished` takes all back
 void forget_unfinished();
-void begin_cluster(int blocks, int threads);  // threads of a block
-void pass_barrier(int block);
-void pass_cluster_barrier();
+void begin_block();
+void pass_barrier();
 void pass_warp_barrier(int warp);
 
 // What is known of each warp, as the number of its steps that are over, and of each mbarrier, as phases that have ended.
@@ -37,7 +32,6 @@ void note_release(int thread, Clock& clock);        // adds what the thread pass
 void note_acquire(int thread, const Clock& clock);  // adds to what it knows
 void note_merge(Clock& clock, const Clock& other);
 void note_phase_seen(int thread, int mbarrier, std::uint64_t phases);
-bool phase_seen_in(int block, int mbarrier, std::uint64_t phases);
 void pass_partial_barrier(const std::vector<int>& threads);
 
 void note_read(int thread, const void* address, std::size_t nbytes);
@@ -49,7 +43,7 @@ void note_global(int thread, const void* address, std::size_t nbytes);  // of a 
 void note_launch_before_ended(int thread);
 void note_mbarrier_used(int thread, const void* address);  // it must have been initialised before
 
-// Index in the cluster of the thread that runs, and of a lane of its warp.
+// Index in the block of the thread that runs, and of a lane of its warp.
 int running_thread();
 int running_thread_of_lane(int lane);
 

@@ -9,7 +9,7 @@
 namespace emulator {
 
 constexpr int kWarpLanes = 32;
-constexpr int kMaxThreads = 1024;  // of a block, or of all blocks of a cluster
+constexpr int kMaxThreads = 1024;  // of a block
 
 struct Extent {
   unsigned x, y, z;
@@ -20,10 +20,6 @@ extern Extent threadIdx, blockIdx, blockDim, gridDim;  // of the thread that run
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 void block_barrier();
-
-// Of the running thread's block in its cluster; and the barrier of all threads of a cluster.
-unsigned cluster_rank();
-void cluster_barrier();
 
 // All 32 lanes of a warp call this with the same function and operands of their own. It is run once, when the
 // last has come.
@@ -96,14 +92,10 @@ void wait_for_copies(int pending);
 void init_mbarrier(unsigned address, unsigned arrivals);
 void fence_mbarriers();
 void arrive_at_mbarrier(unsigned address, unsigned expected_nbytes);
-void arrive_at_mbarrier_in(unsigned address, unsigned rank);  // of another block of the cluster, or this one
 void wait_at_mbarrier(unsigned address, unsigned parity);
 void copy_bulk(unsigned destination, const void* source, unsigned nbytes, unsigned mbarrier);
 // `map` is what the emulated cuTensorMapEncodeTiled makes of a tensor of three axes.
 void copy_box(unsigned destination, const unsigned long long (&map)[16], int x, int y, int z, unsigned mbarrier);
-// To each block of the cluster whose bit is set in `ranks`, ending on its own mbarrier.
-void multicast_box(unsigned destination, const unsigned long long (&map)[16], int x, int y, int z, unsigned mbarrier,
-                   unsigned ranks);
 
 // What the launch before did can be seen, and written over.
 void wait_for_launch_before();

@@ -1,4 +1,4 @@
-// The shared memory of a cluster's blocks: where it lies, addresses in it, and the asynchronous copies to it.
+// The shared memory of a block: where it lies, addresses in it, and the asynchronous copies to it.
 #include <link.h>
 
 #include <cstring>
@@ -12,13 +12,9 @@ namespace {
 constexpr std::size_t kArenaBytes = 228 * 1024;  // more than any GPU gives a block
 constexpr unsigned kWindowBegin = 0x400;         // shared addresses start here, so that 0 is none
 static_assert(kArenaBytes % kPage == 0, "guards are whole pages");
-constexpr std::size_t kArenaPeriod = kArenaBytes + kPage;
 
-char* arenas;        // kArenaBytes of each block, inaccessible pages on both sides
-char* shared_begin;  // the first block's dynamic shared memory, which ends with its arena; others lie as in theirs
-
-char* arena_of(int block) { return arenas + block * kArenaPeriod; }
-char* shared_of(int block) { return shared_begin + block * kArenaPeriod; }
+char* arena;         // kArenaBytes, inaccessible pages on both sides
+char* shared_begin;  // the launch's dynamic shared memory, which ends with the arena
 
 struct ThreadLocal {
   char* begin;
@@ -70,61 +66,53 @@ void land(const Copy& copy) {
 }  // namespace
 
 bool place_shared() {
-  if (arenas == nullptr) {
-    char* mapped = map_guarded(kMaxBlocks * kArenaPeriod + kPage, kArenaPeriod);
+  if (arena == nullptr) {
+    char* mapped = map_guarded(kArenaBytes + 2 * kPage, kArenaBytes + kPage);
     if (mapped == nullptr) return false;
-    arenas = mapped + kPage;
+    arena = mapped + kPage;
   }
   // Aligned to 16 bytes and no more, which is what the sources ask for.
-  shared_begin = arenas + kArenaBytes - (launch->shared_nbytes + 15) / 16 * 16;
+  shared_begin = arena + kArenaBytes - (launch->shared_nbytes + 15) / 16 * 16;
   statics = {};
   dl_iterate_phdr(find_thread_local, const_cast<Entry*>(launch->module));
-  watch_statics(statics.begin, statics.nbytes);
-  for (int block = 0; block < launch->cluster; ++block) watch_shared(block, shared_of(block), launch->shared_nbytes);
+  watch_shared(shared_begin, launch->shared_nbytes, statics.begin, statics.nbytes);
   return true;
 }
 
 void poison_shared() {
-  for (int block = 0; block < launch->cluster; ++block) std::memset(arena_of(block), kPoison, kArenaBytes);
+  std::memset(arena, kPoison, kArenaBytes);
   if (statics.nbytes != 0) std::memset(statics.begin, kPoison, statics.nbytes);
 }
 
-bool has_static_shared() { return statics.nbytes != 0; }
-
-bool wrote_beside_shared(int block) {
-  const char* const arena = arena_of(block);
-  const char* const begin = shared_of(block);
-  const bool near = begin - arena < static_cast<std::ptrdiff_t>(kPage);
-  return !poisoned(near ? arena : begin - kPage, begin) || !poisoned(begin + launch->shared_nbytes, arena + kArenaBytes);
+bool wrote_beside_shared() {
+  const bool near = shared_begin - arena < static_cast<std::ptrdiff_t>(kPage);
+  return !poisoned(near ? arena : shared_begin - kPage, shared_begin) ||
+         !poisoned(shared_begin + launch->shared_nbytes, arena + kArenaBytes);
 }
 
 bool in_shared_arena(const char* address, long* offset) {
-  const char* const arena = arena_of(running->block);
-  *offset = address - shared_of(running->block);
+  *offset = address - shared_begin;
   return address >= arena - kPage && address < arena + kArenaBytes + kPage;
 }
 
-void* dynamic_shared() { return shared_of(running->block); }
+void* dynamic_shared() { return shared_begin; }
 
 unsigned shared_address(const void* pointer) {
   const char* byte = static_cast<const char*>(pointer);
-  const char* const begin = shared_of(running->block);
-  if (byte < begin || byte > begin + launch->shared_nbytes) {
+  if (byte < shared_begin || byte > shared_begin + launch->shared_nbytes) {
     fail("a shared address is asked of a pointer that is not to dynamic shared memory");
   }
-  return kWindowBegin + static_cast<unsigned>(byte - begin);
+  return kWindowBegin + static_cast<unsigned>(byte - shared_begin);
 }
 
-char* shared_pointer(unsigned address, int nbytes) { return shared_pointer_in(running->block, address, nbytes); }
-
-char* shared_pointer_in(int block, unsigned address, int nbytes) {
+char* shared_pointer(unsigned address, int nbytes) {
   const unsigned offset = address - kWindowBegin;
   if (offset > launch->shared_nbytes || launch->shared_nbytes - offset < static_cast<unsigned>(nbytes)) {
     fail("%d bytes at offset %d lie outside the %u bytes of dynamic shared memory", nbytes,
          static_cast<int>(offset), launch->shared_nbytes);
   }
-  check_aligned(shared_of(block) + offset, nbytes);
-  return shared_of(block) + offset;
+  check_aligned(shared_begin + offset, nbytes);
+  return shared_begin + offset;
 }
 
 void check_aligned(const void* address, int nbytes) {
