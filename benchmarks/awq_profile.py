@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,9 +48,8 @@ _COUNTERS = {
     "dram_nbytes": "dram__bytes_read.sum",
     "registers": "launch__registers_per_thread",
 }
-_PERCENT = ("tensor_active", "issue_active", "l2_busy")
-_SCALES = {"ns": 1e-3, "us": 1.0, "usecond": 1.0, "nsecond": 1e-3, "ms": 1e3, "msecond": 1e3, "hz": 1e-6,
-           "Mhz": 1.0, "Ghz": 1e3, "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}  # fmt: skip
+_SCALES = {"ns": 1e-3, "us": 1.0, "ms": 1e3, "hz": 1e-6, "Mhz": 1.0, "Ghz": 1e3, "byte": 1.0, "Kbyte": 1e3,
+           "Mbyte": 1e6, "Gbyte": 1e9, "%": 1e-2, "register/thread": 1.0, "inst": 1.0}  # fmt: skip
 
 
 @frozen
@@ -139,13 +138,12 @@ def _counters(cases: Sequence[Case]) -> dict[Case, list[dict[str, Any]]]:
 
 def _kernel(row: dict[str, str], units: dict[str, str]) -> dict[str, Any]:
     def number(name: str) -> float:
-        value = float(row[name].replace(",", ""))
-        return value * _SCALES.get(units[name], 1.0)
+        return float(row[name].replace(",", "")) * _SCALES[units[name]]
 
     stalls = {found[1]: number(name) for name in row if (found := _STALLS.fullmatch(name)) and row[name]}
     issued = sum(stalls.values())
     most = sorted(stalls, key=stalls.__getitem__, reverse=True)[:4]
-    counters = {key: round(number(name) / (100 if key in _PERCENT else 1), 4) for key, name in _COUNTERS.items()}
+    counters = {key: round(number(name), 4) for key, name in _COUNTERS.items()}
     return {
         "name": row["Kernel Name"][:80],
         **counters,
@@ -169,22 +167,14 @@ def _under_load(case: Case) -> dict[str, float]:
         said.seek(0)
         samples = [tuple(map(float, line.split(","))) for line in said.read().splitlines() if line.count(",") == 1]
     late = samples[int(len(samples) * _WARMED_S / _LOAD_S) :]
+    if not late:
+        raise SystemExit("nvidia-smi says neither clock nor power")
     return {
         "time_us": round(median(times[len(times) // 3 :]), 3),
-        "clock_mhz": median(clock for clock, _ in late) if late else 0.0,
-        "power_w": round(median(power for _, power in late), 1) if late else 0.0,
+        "clock_mhz": median(clock for clock, _ in late),
+        "power_w": round(median(power for _, power in late), 1),
         "samples": len(late),
     }
-
-
-def _headlines(cases: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for case in cases:
-        where = f"{case['kernel']}, {case['oc']} x {case['ic']}, m = {case['m']}"
-        yield {
-            "what": f"tensor cores active, {where}",
-            "value": case["kernels"][0]["tensor_active"],
-            "unit": "of cycles",
-        }
 
 
 def main() -> int:
@@ -201,7 +191,7 @@ def main() -> int:
     counters = _counters(wanted)
     cases = [asdict(case) | {"kernels": counters[case], "under_load": _under_load(case)} for case in wanted]
     path = options.output or gpu_results() / "awq_profile.json"
-    write_result(path, {**facts, "cases": cases, "headlines": list(_headlines(cases))})
+    write_result(path, {**facts, "cases": cases})
     print(path, file=sys.stderr)
     return 0
 

@@ -225,4 +225,17 @@ def test_times_are_taken_from_a_result_file(run, gpu, folder, tmp_path):
         own = [row for row in rows if row["m"] == problem.fields["m"] and row["kind"] == "ours" and not row["pdl"]]
         assert problem.times_us == {row["kernel"]: row["median_us"] for row in own if row["median_us"]}
     assert made.origin["from"] == [str(out.with_suffix(".json"))]
+    again = tmp_path / "again"
+    options = ("--shape", "128x256", "--m", "4,8", "--layout", "oc_major", "--samples", 2, "--no-plot")
+    assert run("bench", *options, "--output", again).code == 0
+    files = [path.with_suffix(".json") for path in (out, again)]
+    assert run("tune", "int4_awq_gemm", "--from", files[0], "--from", files[1], "--output", folder).code == 0
+    both = tuning.load_table(folder / "fake-90.json")
+    assert [problem.fields["m"] for problem in both.problems["int4_awq_gemm"][1:]] == [1, 4, 8]
+    latest = next(row for row in json.loads(files[1].read_text())["cells"] if row["m"] == 4 and row["kind"] == "ours")
+    assert both.problems["int4_awq_gemm"][2].times_us[latest["kernel"]] == latest["median_us"]
+    assert both.origin["from"] == list(map(str, files))
+    other_gpu = json.loads(files[1].read_text()) | {"gpu": "another"}
+    files[1].write_text(json.dumps(other_gpu))
+    assert run("tune", "int4_awq_gemm", "--from", files[0], "--from", files[1], "--output", folder).code != 0
     assert run("tune", "softmax", "--from", out.with_suffix(".json"), "--output", folder).code != 0

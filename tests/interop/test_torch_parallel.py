@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,6 +88,25 @@ def test_a_rank_that_is_lost_is_an_error_on_the_others(folder, tmp_path, device,
     printed = run("loss", folder, tmp_path / "rendezvous", 2, device, library, slowness)
     assert any(line.startswith("lost: ") for line in printed[0].splitlines()), printed[0]  # NCCL may have its say too
     assert time.monotonic() - start < (TIMEOUT_S + 60) * slowness
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_collectives_are_waited_for_where_the_variable_of_nccl_says_so(monkeypatch, waits):
+    monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", str(int(waits)))
+    waited = []
+
+    def collective(*tensors, group, async_op):
+        return SimpleNamespace(wait=lambda: waited.append(len(tensors))) if async_op else None
+
+    for name, double in {
+        "is_initialized": lambda: True, "get_rank": lambda group: 0, "get_world_size": lambda group: 1,
+        "all_reduce": collective, "all_gather_into_tensor": collective,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.distributed, name, double)
+    world = TorchCollective()
+    world.sum_(torch.zeros(2))
+    world.gather(torch.zeros(2))
+    assert waited == ([1, 2] if waits else [])
 
 
 class One:

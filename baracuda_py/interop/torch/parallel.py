@@ -83,19 +83,22 @@ class TorchCollective:
 
     def sum_(self, tensor: Any) -> None:
         """See `Collective`."""
-        work = torch.distributed.all_reduce(tensor, group=self._group, async_op=self._waits)
-        if work is not None:
-            work.wait()
+        self._wait(torch.distributed.all_reduce(tensor, group=self._group, async_op=self._waits))
 
     def gather(self, tensor: Any) -> Any:
         """See `Collective`."""
         made = tensor.new_empty((self.size, *tensor.shape))
-        work = torch.distributed.all_gather_into_tensor(
-            made.view(-1), tensor.view(-1), group=self._group, async_op=self._waits
+        self._wait(
+            torch.distributed.all_gather_into_tensor(
+                made.view(-1), tensor.view(-1), group=self._group, async_op=self._waits
+            )
         )
+        return made
+
+    def _wait(self, work: Any) -> None:
+        """For what was asked to be async; of other collectives torch returns None."""
         if work is not None:
             work.wait()
-        return made
 
 
 class ColumnParallelAwqLinear(torch.nn.Module):

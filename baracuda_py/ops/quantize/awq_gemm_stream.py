@@ -117,10 +117,10 @@ _SHARES = {"oc_major": (0.63, 0.48, 0.87), "hf_gemm": (0.65, 0.47, 0.67), "tiled
 
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
-    few, many, narrow = _SHARES[desc.weight_layout.value]
-    share = (few if desc.m <= min(_TOKENS) else many) * (narrow if _tile(desc, device).channels == 32 else 1)
+    tile, (few, many, narrow) = _tile(desc, device), _SHARES[desc.weight_layout.value]
+    share = (few if desc.m <= min(_TOKENS) else many) * (narrow if tile.channels == 32 else 1)
     again = 0.8 * (_ceil_div(desc.m, max(_TOKENS)) - 1)  # reads of the weights from L2, and the arithmetic
-    even = even_share(_ceil_div(desc.oc, _tile(desc, device).block_channels), device)
+    even = even_share(_ceil_div(desc.oc, tile.block_channels), device)
     return 3.0 + streaming_us(desc, device, share * even) * (1 + again)
 
 

@@ -5,8 +5,8 @@
 //
 // A CTA computes tiles of 128 output channels of kTokens tokens, one after the other (WideSchedule). One warp copies, into a
 // ring, boxes of x of 128 input channels and the blocks of packed weights that belong to them, ahead of two warpgroups,
-// which take 64 output channels each, a warp 16 of them, and turns with the tensor cores: while these work for one, the other
-// adds what a group gave to its sums, and makes weights.
+// which take 64 output channels each, a warp 16 of them. While one makes weights, or adds what a group gave to its sums, the
+// tensor cores can work for the other (Fp8Turns).
 //
 // In e4m3 the code of n, 0 to 15, is n * 2^-9: up to 7 a subnormal, beyond one of the eight least normal values. So |q - z|
 // with a sign bit is a weight without a conversion. Products of a group are summed by the tensor cores, which keep fewer
@@ -57,8 +57,7 @@ struct Fp8Shape {
   static constexpr unsigned kRowBytes = kBlockDepth;  // of x
   static constexpr unsigned kBoxBytes = kTokens * kRowBytes;
   static constexpr unsigned kStageBytes = kBoxBytes + (kWeightBytes + 1023) / 1024 * 1024;
-  // With more groups a turn would be too short to pay for what it costs.
-  static constexpr bool kTakesTurns = kGroups == 1;
+  static constexpr bool kTakesTurns = kGroups == 1;  // with more groups ptxas would spill
   // Of a thread: what the threads that copy give up, those that compute may take. Turns want more.
   static constexpr int kCopyingRegisters = kTakesTurns ? 24 : 40;
   static constexpr int kComputingRegisters = kTakesTurns ? 240 : 232;
