@@ -116,19 +116,22 @@ def _flatten(
     return tuple(parts), tuple(offsets), slots
 
 
-class _Step:
-    """One launch, resolved: the function, its geometry, and how its slots are filled."""
+_Start = Callable[[int, int], None]  # launches on a stream, given the address of the pointers to the parameters
 
-    __slots__ = ("function", "geometry", "layout", "pack")
+
+class _Step:
+    """One launch, resolved: how it is launched, and how its slots are filled."""
+
+    __slots__ = ("layout", "pack", "start")
 
     def __init__(
-        self, driver: Driver, function: Any, launch: Launch, names: tuple[str, ...], overlapping: bool = False
+        self, driver: Driver, function: Any, launch: Launch, names: tuple[str, ...], *, overlapping: bool
     ) -> None:
         parts, offsets, slots = _flatten(launch.parameters, overlapping)
-        self.function = function
-        self.geometry = (*launch.grid, *launch.block, launch.shared_bytes)
+        geometry = (*launch.grid, *launch.block, launch.shared_bytes)
         self.layout = _layout(offsets, slots)
         self.pack = _packer(driver, parts, names)
+        self.start: _Start = (_overlapping_start if overlapping else _plain_start)(driver, function, geometry)
 
 
 class CudaExecutable:
@@ -146,12 +149,12 @@ class CudaExecutable:
         self.device: Device = context.device
         self._driver = driver
         self._names = names
-        self._launch_kernel = driver.api.cuLaunchKernel
+        self._functions = functions
         self._context = context
-        self._steps = [_Step(driver, f, launch, names) for f, launch in zip(functions, launches, strict=True)]
+        self._steps = self._resolved(overlapping=False)
         assert context.device.ordinal is not None
         self._ordinal: int = context.device.ordinal
-        self._overlapping: tuple[_Step, _OverlappingLaunch] | None = None
+        self._overlapping: list[_Step] | None = None
 
     def stream_handle(self, stream: Any, owner: Any) -> int:
         """See `Executable`."""
@@ -171,22 +174,7 @@ class CudaExecutable:
         self, stream: int, workspace: int, addresses: Sequence[int], operands: Sequence[TensorRef | None]
     ) -> None:
         """See `OverlappingExecutable`."""
-        if self._overlapping is None:
-            step = self._overlapping_step()
-            self._overlapping = step, _OverlappingLaunch(self._driver, step)
-        step, launch = self._overlapping
-        context = self._context
-        pushed = context.enter()
-        try:
-            frame = _frame_of(step)
-            step.pack(frame.buffer, addresses, operands, workspace)
-            if status := launch(stream, frame.address):
-                raise self._driver.error(status, "cuLaunchKernelEx")
-        finally:
-            if pushed:
-                context.leave()
-        if len(self._steps) > 1:
-            self._run_steps(self._steps[1:], stream, workspace, addresses, operands)
+        self._run_steps(self._overlapping_steps(), stream, workspace, addresses, operands)
 
     def _run_steps(
         self, steps: Sequence[_Step], stream: int, workspace: int, addresses: Sequence[int],
@@ -198,9 +186,7 @@ class CudaExecutable:
             for step in steps:
                 frame = _frame_of(step)
                 step.pack(frame.buffer, addresses, operands, workspace)
-                status = self._launch_kernel(step.function, *step.geometry, stream, frame.address, 0)[0]
-                if status:
-                    raise self._driver.error(status, "cuLaunchKernel")
+                step.start(stream, frame.address)
         finally:
             if pushed:
                 context.leave()
@@ -217,55 +203,69 @@ class CudaExecutable:
     ) -> Callable[[], None]:
         """See `OverlappingExecutable`."""
         held = workspace, tuple(operands)
-        step = self._overlapping_step()
-        _, frame = self._bound_step(step, *held)
-        launch = _OverlappingLaunch(self._driver, step)
-        rest = [self._bound_step(step, *held) for step in self._steps[1:]]
-        return _bound(self, stream, rest, held, lambda handle: launch(handle, frame.address))
+        return _bound(self, stream, [self._bound_step(step, *held) for step in self._overlapping_steps()], held)
 
-    def _overlapping_step(self) -> _Step:
-        """The first step, as it is launched where it may overlap what is ahead of it."""
-        function = self._steps[0].function
-        return _Step(self._driver, function, self.launches[0], self._names, overlapping=True)
+    def _overlapping_steps(self) -> list[_Step]:
+        if self._overlapping is None:
+            self._overlapping = self._resolved(overlapping=True)
+        return self._overlapping
+
+    def _resolved(self, *, overlapping: bool) -> list[_Step]:
+        """The steps; `overlapping` says whether the first may overlap what is ahead of it."""
+        launches = zip(self._functions, self.launches, strict=True)
+        return [
+            _Step(
+                self._driver, function, launch, self._names,
+                overlapping=launch.overlaps and (number > 0 or overlapping),
+            )
+            for number, (function, launch) in enumerate(launches)
+        ]  # fmt: skip
 
     def _bound_step(
         self, step: _Step, workspace: Workspace, operands: Sequence[TensorRef | None]
-    ) -> tuple[tuple[Any, ...], _Frame]:
-        """What cuLaunchKernel is given before the stream, and a frame, filled."""
+    ) -> tuple[_Start, _Frame]:
+        """How the step is launched, and a frame, filled."""
         frame = _Frame(step.layout)
         step.pack(frame.buffer, addresses_of(operands), operands, workspace.pointer)
-        return (step.function, *step.geometry), frame
+        return step.start, frame
 
 
-class _OverlappingLaunch:
-    """A launch that may begin before what is ahead of it has ended.
+def _plain_start(driver: Driver, function: Any, geometry: tuple[int, ...]) -> _Start:
+    """One that begins when what is ahead of it has ended."""
+    launch = driver.api.cuLaunchKernel
 
-    Called with the stream and the address of the pointers to its parameters, it gives the CUresult.
-    """
+    def start(stream: int, address: int) -> None:
+        if status := launch(function, *geometry, stream, address, 0)[0]:
+            raise driver.error(status, "cuLaunchKernel")
 
-    def __init__(self, driver: Driver, step: _Step) -> None:
-        self._api = driver.api
-        self._function, self._geometry = step.function, step.geometry
-        self._configurations: dict[tuple[int, int], Any] = {}  # by stream and thread
+    return start
 
-    def __call__(self, stream: int, address: int) -> Any:
+
+def _overlapping_start(driver: Driver, function: Any, geometry: tuple[int, ...]) -> _Start:
+    """One that may begin before what is ahead of it has ended."""
+    api, configurations = driver.api, dict[tuple[int, int], Any]()  # by stream and thread
+
+    def start(stream: int, address: int) -> None:
         key = stream, threading.get_ident()
-        configuration = self._configurations.get(key)
+        configuration = configurations.get(key)
         if configuration is None:
-            if len(self._configurations) >= _CONFIGURATIONS:
-                self._configurations.clear()
-            configuration = self._configurations[key] = self._made_for(stream)
-        return self._api.cuLaunchKernelEx(configuration, self._function, address, 0)[0]
+            if len(configurations) >= _CONFIGURATIONS:
+                configurations.clear()
+            configuration = configurations[key] = made_for(stream)
+        if status := api.cuLaunchKernelEx(configuration, function, address, 0)[0]:
+            raise driver.error(status, "cuLaunchKernelEx")
 
-    def _made_for(self, stream: int) -> Any:
-        api, made = self._api, self._api.CUlaunchConfig()
-        made.gridDimX, made.gridDimY, made.gridDimZ, made.blockDimX, made.blockDimY, made.blockDimZ = self._geometry[:6]
-        made.sharedMemBytes, made.hStream = self._geometry[6], api.CUstream(stream)
+    def made_for(stream: int) -> Any:
+        made = api.CUlaunchConfig()
+        made.gridDimX, made.gridDimY, made.gridDimZ, made.blockDimX, made.blockDimY, made.blockDimZ = geometry[:6]
+        made.sharedMemBytes, made.hStream = geometry[6], api.CUstream(stream)
         attribute = api.CUlaunchAttribute()
         attribute.id = api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         attribute.value.programmaticStreamSerializationAllowed = 1
         made.attrs, made.numAttrs = [attribute], 1
         return made
+
+    return start
 
 
 def _frame_of(step: _Step) -> _Frame:
@@ -277,23 +277,17 @@ def _frame_of(step: _Step) -> _Frame:
 
 
 def _bound(
-    executable: CudaExecutable, stream: int | None, calls: Sequence[tuple[tuple[Any, ...], _Frame]], held: Any,
-    first: Callable[[int], Any] | None = None,
-) -> Callable[[], None]:  # fmt: skip
-    launch_kernel, context, driver = executable._launch_kernel, executable._context, executable._driver
-    ordinal = executable._ordinal
+    executable: CudaExecutable, stream: int | None, calls: Sequence[tuple[_Start, _Frame]], held: Any
+) -> Callable[[], None]:
+    context, ordinal = executable._context, executable._ordinal
     owner = stream_owner(held[1])
 
     def bound(_held: Any = held) -> None:
         handle = current_stream(owner, ordinal) if stream is None else stream
         pushed = context.enter()
         try:
-            if first is not None and (status := first(handle)):
-                raise driver.error(status, "cuLaunchKernelEx")
-            for head, frame in calls:
-                status = launch_kernel(*head, handle, frame.address, 0)[0]
-                if status:
-                    raise driver.error(status, "cuLaunchKernel")
+            for start, frame in calls:
+                start(handle, frame.address)
         finally:
             if pushed:
                 context.leave()

@@ -64,8 +64,7 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def _cut(desc: Int4AwqFp8GemmDescriptor, device: Device) -> WideCut:
-    cuts = WideCut.all(desc, device, [(tokens, 1) for tokens in _TOKENS])
-    return min(cuts, key=lambda cut: _cut_us(desc, device, cut))
+    return min(WideCut.all(desc, device, _TOKENS), key=lambda cut: _cut_us(desc, device, cut))
 
 
 def _operands(desc: Int4AwqFp8GemmDescriptor, cut: WideCut) -> tuple[Parameter, ...]:
@@ -105,7 +104,7 @@ def _launches(desc: Int4AwqFp8GemmDescriptor, device: Device) -> tuple[Launch, .
         _module(desc.element, tiling.groups_of_block),
         overlaps=True,
     )
-    return (main, *finish_launches(main, cut, _operands(desc, cut)))
+    return (main, *finish_launches(main, cut, device, _operands(desc, cut)))
 
 
 def _workspace(desc: Int4AwqFp8GemmDescriptor, device: Device) -> int:

@@ -39,9 +39,10 @@ __all__ = ["wide_kernels"]
 _ARCH = ArchSku.SM90A
 _TOKENS = (32, 64, 128, 256)  # of a tile
 _MAX_STAGES = 12  # boxes of x that are asked for ahead
+_TWO_MAX_STAGES = 16  # of two pairs of warpgroups
 _TILES = 2  # of weights, in a tile of outputs
 _BOX_ROW_BYTES = 2 * BOX_CHANNELS
-_HALF_SHARED_BYTES = 113 * 1024  # that two thread blocks of an SM may have each
+_SUM_BYTES = 4
 _INT = (1 << 31) - 1
 
 
@@ -58,43 +59,40 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _resident(desc: Int4AwqGemmDescriptor, tokens: int) -> int:
-    """Thread blocks that an SM holds at a time."""
-    groups = Tiling(desc.ic, desc.oc, desc.group_size).groups_of_block
-    return 2 if tokens <= _constant("kWideTwoTokens") and groups <= _constant("kWideTwoGroups") else 1
-
-
 def _cut(desc: Int4AwqGemmDescriptor, device: Device) -> WideCut:
-    residents = [(tokens, _resident(desc, tokens)) for tokens in _TOKENS]
-    return min(WideCut.all(desc, device, residents), key=lambda cut: _cut_us(device, cut))
+    return min(WideCut.all(desc, device, _TOKENS), key=lambda cut: _cut_us(device, cut))
 
 
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
     tiling, cut = Tiling(desc.ic, desc.oc, desc.group_size), _cut(desc, device)
+    groups = tiling.groups_of_block
+    two = cut.tokens <= _constant("kWideTwoTokens") and groups <= _constant("kWideTwoGroups")  # pairs of warpgroups
+    few = cut.tokens <= _constant("kWideFewTokens")
     weights = _TILES * 2 * tiling.block_nbytes
-    limit = SHARED_BYTES if cut.resident == 1 else _HALF_SHARED_BYTES
+    fixed = _TILES * _constant("kWideStoreBytes") + two * _constant("kWideChannels") * cut.tokens * _SUM_BYTES
 
     def shared_nbytes(stages: int) -> int:
-        boxes = stages * (_BOX_ROW_BYTES * cut.tokens + 2 * BARRIER_BYTES)
-        return boxes + _ceil_div(stages, 2) * weights + _TILES * _constant("kWideStoreBytes")
+        return stages * (_BOX_ROW_BYTES * cut.tokens + 2 * BARRIER_BYTES) + _ceil_div(stages, 2) * weights + fixed
 
-    stages = next(n for n in range(_MAX_STAGES, 0, -1) if shared_nbytes(n) <= limit)
+    # A pair's boxes lie in places of its own, so that it has itself seen the copies end that were there before.
+    some = range(_TWO_MAX_STAGES, 0, -4) if two else range(_MAX_STAGES, 0, -1)
+    stages = next(n for n in some if shared_nbytes(n) <= SHARED_BYTES)
     boxes = TensorMap(
         "activation", desc.element, (BOX_CHANNELS, desc.m, desc.ic // BOX_CHANNELS),
         (Stride("activation", 0), BOX_CHANNELS), (BOX_CHANNELS, cut.tokens, 1),
     )  # fmt: skip
-    code = _module(desc.element, tiling.groups_of_block)
-    name = f"awq_gemm_tiled_wide_sm90a_{desc.element.name.lower()}_t{cut.tokens}_g{tiling.groups_of_block}"
+    code = _module(desc.element, groups)
+    name = f"awq_gemm_tiled_wide_sm90a_{desc.element.name.lower()}_t{cut.tokens}_g{groups}"
     main = Launch(
         name,
         (cut.blocks, 1, 1),
-        (_constant("kWideThreads" if cut.tokens <= _constant("kWideFewTokens") else "kWideManyThreads"), 1, 1),
+        (_constant("kWideTwoThreads" if two else "kWideThreads" if few else "kWideManyThreads"), 1, 1),
         (*operands(desc), Pointer(WORKSPACE), boxes, stages, *cut.schedule),
         shared_nbytes(stages),
         code,
         overlaps=True,
     )
-    return (main, *finish_launches(main, cut, (*operands(desc), Pointer(WORKSPACE), *cut.schedule)))
+    return (main, *finish_launches(main, cut, device, (*operands(desc), Pointer(WORKSPACE), *cut.schedule)))
 
 
 def _workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
@@ -102,12 +100,11 @@ def _workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
 
 
 # Of the peak that tiles of so many tokens reach (H100). The fewer they are, the more often a weight is made.
-_SHARE_OF_PEAK = {32: 0.29, 64: 0.5, 128: 0.73, 256: 0.84}
-_ALONE = 0.6  # of the time of two thread blocks that share an SM: what one takes that has it for itself
+_SHARE_OF_PEAK = {32: 0.31, 64: 0.55, 128: 0.77, 256: 0.87}
 
 
 def _cut_us(device: Device, cut: WideCut) -> float:
-    return cut.us(device, device.flop_per_us * _SHARE_OF_PEAK[cut.tokens], alone=_ALONE)
+    return cut.us(device, device.flop_per_us * _SHARE_OF_PEAK[cut.tokens])
 
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:

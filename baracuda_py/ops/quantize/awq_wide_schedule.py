@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
+from baracuda_py.ops.quantize.awq_gemm_sm90a import SHARED_BYTES
 from baracuda_py.ops.quantize.awq_problem import AwqProduct
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS
 from baracuda_py.sys import module
@@ -19,6 +20,11 @@ _MAX_SPLITS = 16
 _PANEL = 8  # token tiles that follow each other before the next channels, so that L2 keeps their x
 _SUM_BYTES = 4
 _OUTPUT_BYTES = 2
+_RESERVED_BYTES = 1024  # of shared memory, that an SM keeps for each of its thread blocks
+# A second launch that begins early would crowd the SMs that are free first: with shared memory, which they have no use
+# for, no more of its thread blocks fit an SM than its share. Where that is more than this, to begin early gains nothing
+# (4096 x 14336 at m = 256 on an H100: 48.8 us instead of 47.6; 14336 x 4096 at m = 32: 20.8 instead of 22.0).
+_EARLY_SHARE = 4
 
 
 def _constant(name: str) -> int:
@@ -37,7 +43,6 @@ class WideCut:
         tokens: of a tile.
         token_tiles: tiles along m.
         depth: blocks of 128 input channels.
-        resident: thread blocks that an SM holds at a time.
         blocks: thread blocks that are launched.
         whole: tiles that one thread block computes.
         split: the others.
@@ -47,39 +52,34 @@ class WideCut:
     tokens: int
     token_tiles: int
     depth: int
-    resident: int
     blocks: int
     whole: int
     split: int
     splits: int
 
     @classmethod
-    def of(cls, desc: AwqProduct, device: Device, tokens: int, *, resident: int = 1, splitting: bool) -> WideCut:
+    def of(cls, desc: AwqProduct, device: Device, tokens: int, *, splitting: bool) -> WideCut:
         """With `splitting`, the tiles of the last round are split, if the GPU holds twice as many thread blocks."""
         token_tiles = _ceil_div(desc.m, tokens)
         depth = _ceil_div(desc.ic, TILE_COLUMNS)
         tiles = token_tiles * _ceil_div(desc.oc, _constant("kWideChannels"))
-        slots = max(device.sm_count, 1) * resident
-        left = tiles % slots
-        ranges = depth // (_MIN_SPLIT_BLOCKS * resident)
-        splits = min(slots // left, ranges, _MAX_SPLITS) if splitting and left else 1
+        sms = max(device.sm_count, 1)
+        left = tiles % sms
+        splits = min(sms // left, depth // _MIN_SPLIT_BLOCKS, _MAX_SPLITS) if splitting and left else 1
         if splits <= 1:
-            return cls(tokens, token_tiles, depth, resident, min(slots, tiles), tiles, 0, 1)
-        blocks = slots if tiles > left else left * splits
-        return cls(tokens, token_tiles, depth, resident, blocks, tiles - left, left, splits)
+            return cls(tokens, token_tiles, depth, min(sms, tiles), tiles, 0, 1)
+        blocks = sms if tiles > left else left * splits
+        return cls(tokens, token_tiles, depth, blocks, tiles - left, left, splits)
 
     @classmethod
-    def all(cls, desc: AwqProduct, device: Device, residents: Iterable[tuple[int, int]]) -> tuple[WideCut, ...]:
-        """Every cut with tiles of so many tokens, and so many thread blocks an SM; the first is the smallest.
+    def all(cls, desc: AwqProduct, device: Device, tokens: Iterable[int]) -> tuple[WideCut, ...]:
+        """Every cut with tiles of so many tokens; the first is the smallest.
 
         Tiles that are half empty or more are left out, but for the smallest.
         """
-        least, *larger = residents
-        fitting = [least, *(one for one in larger if one[0] < 2 * desc.m)]
-        return tuple(
-            cls.of(desc, device, tokens, resident=resident, splitting=splitting)
-            for tokens, resident in fitting for splitting in (False, True)
-        )  # fmt: skip
+        least, *larger = tokens
+        fitting = [least, *(one for one in larger if one < 2 * desc.m)]
+        return tuple(cls.of(desc, device, one, splitting=splitting) for one in fitting for splitting in (False, True))
 
     @property
     def partial_nbytes(self) -> int:
@@ -91,25 +91,28 @@ class WideCut:
         """BARACUDA_WIDE_SCHEDULE_PARAMETERS of awq_gemm_wide_schedule.cuh."""
         return self.whole, self.split, self.splits, min(_PANEL, self.token_tiles)
 
-    def us(self, device: Device, peak: float, *, alone: float = 1.0) -> float:
-        """Estimated time, in microseconds, of a GPU of `peak` flop a microsecond; where a thread block has an SM for
-        itself that could hold two, it takes `alone` times what each of two does."""
+    def us(self, device: Device, peak: float) -> float:
+        """Estimated time, in microseconds, of a GPU of `peak` flop a microsecond."""
         sms = max(device.sm_count, 1)
-        rounds = _ceil_div(self.whole, sms * self.resident)
+        rounds = _ceil_div(self.whole, sms)
         blocks = rounds * self.depth + (_ceil_div(self.depth, self.splits) if self.split else 0)  # one after the other
-        flop = 2 * _constant("kWideChannels") * self.tokens * TILE_COLUMNS
-        block_us = flop * sms * self.resident / peak
-        if self.resident > 1 and self.blocks <= sms:
-            block_us *= alone
+        block_us = 2 * _constant("kWideChannels") * self.tokens * TILE_COLUMNS * sms / peak
         finish_us = 2.0 + 2 * self.partial_nbytes / device.bytes_per_us if self.split else 0.0
         return 3.0 + rounds + blocks * block_us + finish_us
 
 
-def finish_launches(main: Launch, cut: WideCut, parameters: tuple[Parameter, ...]) -> tuple[Launch, ...]:
+def finish_launches(
+    main: Launch, cut: WideCut, device: Device, parameters: tuple[Parameter, ...]
+) -> tuple[Launch, ...]:
     """What comes behind `main`: the second launch, which adds the parts of tiles that are split; none, if none is."""
     if not cut.split:
         return ()
     tokens = _constant("kWideFinishTokens")
     blocks = cut.split * _constant("kWideChannels") // TILE_ROWS * cut.tokens // tokens
     threads, nbytes = _constant("kWideFinishThreads"), tokens * TILE_ROWS * _OUTPUT_BYTES
-    return (Launch(f"{main.entry}_finish", (blocks, 1, 1), (threads, 1, 1), parameters, nbytes, main.module),)
+    share = _ceil_div(blocks, max(device.sm_count, 1))
+    early = share <= _EARLY_SHARE
+    if early:
+        nbytes = max(nbytes, SHARED_BYTES // share - _RESERVED_BYTES)
+    entry = f"{main.entry}_finish"
+    return (Launch(entry, (blocks, 1, 1), (threads, 1, 1), parameters, nbytes, main.module, overlaps=early),)

@@ -142,7 +142,7 @@ def test_an_overlapping_launch_that_fails_is_an_error(stub: Any) -> None:
 
 
 @pytest.mark.stub(capability="9.0")
-def test_the_second_launch_of_a_plan_is_never_let_overlap(stub: Any) -> None:
+def test_the_second_launch_of_a_plan_begins_early_also_where_the_first_may_not(stub: Any) -> None:
     plan, args = made(variant="wide_tiled", m=40)
     assert len(plan.launches) == 1
     desc = evolve(plan.descriptor, ic=2048)
@@ -153,12 +153,36 @@ def test_the_second_launch_of_a_plan_is_never_let_overlap(stub: Any) -> None:
         bp.empty((40, 2048), bp.ElementKind.F16, device), bp.empty(desc.weight_shape, bp.ElementKind.I32, device),
         None, None, args.output,
     )  # fmt: skip
-    call = plan.bind(args, bp.allocate_workspace(plan), overlap=True)
-    with stub.recording() as calls:
-        call()
-    assert [one["call"] for one in calls].count("cuLaunchKernelEx") == 1
-    entries = [one["entry"] for one in calls if one["call"] == "cuLaunchKernel"]
-    assert entries == ["awq_gemm_tiled_wide_sm90a_f16_t64_g1", "awq_gemm_tiled_wide_sm90a_f16_t64_g1_finish"]
+    workspace = bp.allocate_workspace(plan)
+    for overlap in (False, True):
+        call = plan.bind(args, workspace, overlap=overlap)
+        with stub.recording() as calls:
+            call()
+        assert _early(calls) == [overlap, True]
+        entries = [one["entry"] for one in calls if one["call"] == "cuLaunchKernel"]
+        assert entries == ["awq_gemm_tiled_wide_sm90a_f16_t64_g1", "awq_gemm_tiled_wide_sm90a_f16_t64_g1_finish"]
+
+
+def _early(calls: list[dict[str, Any]]) -> list[bool]:
+    """Whether each launch may begin before the one ahead of it has ended; the stub's two calls of them end in one."""
+    names = [one["call"] for one in calls if one["call"].startswith("cuLaunchKernel")]
+    return [
+        number > 0 and names[number - 1] == "cuLaunchKernelEx"
+        for number, name in enumerate(names) if name == "cuLaunchKernel"
+    ]  # fmt: skip
+
+
+@pytest.mark.stub(capability="9.0")
+def test_a_second_launch_that_begins_early_leaves_each_sm_its_share(stub: Any) -> None:
+    plan, _ = made(variant="wide_tiled", m=40)
+    registry = bp.default_registry()
+    for ic, oc, m, early in ((2048, 2048, 40, True), (14336, 4096, 64, True), (14336, 4096, 256, False)):
+        desc = evolve(plan.descriptor, m=m, ic=ic, oc=oc)
+        _, finish = registry.plan(plan.sku, desc, 0).launches
+        share = -(-finish.grid[0] // registry.device(0).sm_count)
+        assert finish.overlaps == early == (share <= 4)
+        assert (finish.shared_bytes + 1024) * (share + 1) > 228 * 1024 or not early
+        assert (finish.shared_bytes + 1024) * share <= 228 * 1024
 
 
 @pytest.mark.stub(capability="9.0")
@@ -181,7 +205,7 @@ def test_elsewhere_an_overlapping_call_is_launched_as_a_bound_one(stub: Any) -> 
 
 
 @pytest.mark.stub(capability="9.0")
-def test_elsewhere_too_the_second_launch_does_not_overlap(stub: Any) -> None:
+def test_elsewhere_too_the_second_launch_begins_early(stub: Any) -> None:
     plan, args = made(variant="wide_tiled", m=40)
     plan = bp.default_registry().plan(plan.sku, evolve(plan.descriptor, ic=2048), 0)
     device = bp.default_registry().device(0)
@@ -190,11 +214,12 @@ def test_elsewhere_too_the_second_launch_does_not_overlap(stub: Any) -> None:
         bp.empty(plan.descriptor.weight_shape, bp.ElementKind.I32, device), None, None, args.output,
     )  # fmt: skip
     workspace = bp.allocate_workspace(plan)
-    launch = plan.relocatable(args, workspace, overlap=True)
-    assert launch is not None
     addresses = [0 if view is None else view.pointer for view in (getattr(args, one.name) for one in plan.op.specs)]
-    with stub.recording() as calls:
-        launch(None, workspace.pointer, addresses)
-    assert [one["call"] for one in calls].count("cuLaunchKernelEx") == 1
+    for overlap in (False, True):
+        launch = plan.relocatable(args, workspace, overlap=overlap)
+        assert launch is not None
+        with stub.recording() as calls:
+            launch(None, workspace.pointer, addresses)
+        assert _early(calls) == [overlap, True]
     entries = [one["entry"] for one in calls if one["call"] == "cuLaunchKernel"]
     assert entries == ["awq_gemm_tiled_wide_sm90a_f16_t64_g1", "awq_gemm_tiled_wide_sm90a_f16_t64_g1_finish"]

@@ -3,7 +3,8 @@
 //
 // A CTA computes tiles of 128 output channels of kTokens tokens, one after the other (WideSchedule). One warp copies, into
 // rings, boxes of x of 64 input channels and blocks of packed weights of 128, ahead of two warpgroups, which take 64 channels
-// each, a warp 16 of them. While the tensor cores work on k16 steps, the next ones' weights are made.
+// each, a warp 16 of them. While the tensor cores work on k16 steps, the next ones' weights are made. For few tokens there are
+// two such pairs, which take a block in turn, and the second's sums are added to the first's.
 //
 // A weight is (q - z) * s, rounded to the element's type once; sums are f32, over all of a range.
 //
@@ -17,7 +18,9 @@
 #include "baracuda/awq_gemm_wide_store.cuh"
 #include "baracuda/bulk_copy.cuh"
 #include "baracuda/grid_dependency.cuh"
+#include "baracuda/made_anew.cuh"
 #include "baracuda/mbarrier.cuh"
+#include "baracuda/partial_barrier.cuh"
 #include "baracuda/register_count.cuh"
 #include "baracuda/ring_place.cuh"
 #include "baracuda/shared_memory.cuh"
@@ -26,13 +29,17 @@
 
 namespace baracuda {
 
-BARACUDA_CONSTANT(kWideTwoTokens, 32);  // up to here, and this many groups, an SM takes two CTAs
+BARACUDA_CONSTANT(kWideTwoTokens, 32);  // up to here, and this many groups, two pairs of warpgroups share out ic
 BARACUDA_CONSTANT(kWideTwoGroups, 2);
-BARACUDA_CONSTANT(kWideFewTokens, 128);    // up to here a warp copies, beyond a warpgroup
+BARACUDA_CONSTANT(kWideTwoThreads, 544);
+BARACUDA_CONSTANT(kWideFewTokens, 128);  // up to here a warp copies, beyond a warpgroup
 BARACUDA_CONSTANT(kWideThreads, 288);
-BARACUDA_CONSTANT(kWideManyThreads, 384);  // registers come as if warps came in fours: this bounds them for 288 too
+BARACUDA_CONSTANT(kWideManyThreads, 384);
 
-constexpr int kBlockSteps = kBlockDepth / 16;  // k16 steps of a block
+constexpr int kBlockSteps = kBlockDepth / 16;       // k16 steps of a block
+constexpr int kRoundSteps = 2;                      // that are multiplied, and made, at a time
+constexpr int kRounds = kBlockSteps / kRoundSteps;  // of a block
+constexpr int kSets = 4;                            // of fragments: one is made while instructions that run read two
 constexpr unsigned kStageBarrierBytes = 2 * kBarrierBytes;
 
 // Shapes of one entry point.
@@ -41,24 +48,23 @@ struct WideShape {
   static constexpr int kTokens = kTokenCount;
   static constexpr int kGroups = kGroupCount;  // of a block
   static constexpr int kSums = kTokens / 2;    // of a thread
-  // Few sums and groups leave an SM room for two CTAs, of which one computes while the other waits.
-  static constexpr int kResident = kTokens <= kWideTwoTokens && kGroups <= kWideTwoGroups ? 2 : 1;
-  static constexpr int kSteps = kResident == 2 ? 1 : 2;  // k16 steps that are multiplied, and made, at a time
-  static constexpr int kRounds = kBlockSteps / kSteps;   // of a block
-  // Of fragments. Two may be read by instructions that run while one is made; with two, one of those is waited for first.
-  static constexpr int kSets = kResident == 2 ? 2 : 4;
+  // Few sums and groups leave room for more warps, which hide more of each other's waits: they share out the blocks.
+  static constexpr int kDepths = kTokens <= kWideTwoTokens && kGroups <= kWideTwoGroups ? 2 : 1;
   static constexpr int kTiles = kWideChannels / kTileChannels;  // a warpgroup each
   static constexpr int kTileWarps = kWarpgroupThreads / kWarpLanes;
-  static constexpr int kWarps = kTiles * kTileWarps;  // that compute
+  static constexpr int kDepthWarps = kTiles * kTileWarps;  // that take the same blocks
+  static constexpr int kWarps = kDepths * kDepthWarps;     // that compute
   // Where 168 registers a thread are too few, a whole warpgroup copies, and gives up most of its own.
   static constexpr bool kMovesRegisters = kTokens > kWideFewTokens;
-  static constexpr int kThreads = kMovesRegisters ? kWideManyThreads : kWideThreads;
+  static constexpr int kThreads = kMovesRegisters ? kWideManyThreads : kDepths == 2 ? kWideTwoThreads : kWideThreads;
+  static constexpr int kBoundThreads = (kThreads + 127) / 128 * 128;  // registers come as if warps came in fours
+  static constexpr int kUnroll = kTokens == 64 ? 4 : 2;  // blocks; measured on an H100
   static constexpr unsigned kTileBytes = kBlockHalves * block_bytes(kGroups);  // of a tile, in one column of blocks
   static constexpr unsigned kWeightBytes = kTiles * kTileBytes;
   static constexpr unsigned kBoxBytes = kTokens * 128;  // 64 input channels
   static constexpr int kStoreTokens = kWideStoreBytes / kStoreRowBytes;  // that a warpgroup stores at a time
-  static_assert(kWideThreads == (kWarps + 1) * kWarpLanes && kWideManyThreads == (kWarps + kTileWarps) * kWarpLanes,
-                "one warp copies, or one warpgroup");
+  static constexpr unsigned kSumBytes = kDepths == 2 ? kTiles * kSums * kWarpgroupThreads * 4 : 0;  // that are exchanged
+  static_assert(kThreads == (kWarps + (kMovesRegisters ? kTileWarps : 1)) * kWarpLanes, "one warp copies, or one warpgroup");
   static_assert(kBoxBytes % 1024 == 0, "operand B begins at multiples of 1024 bytes");
 };
 
@@ -77,7 +83,7 @@ struct WideWeights {
   unsigned r_group_zeros[Shape::kGroups];
   unsigned r_scales[2];  // of the group that is made: of a row each, in both halves
   unsigned r_zeros[2];   // zero_term
-  unsigned r_fragments[Shape::kSets][Shape::kSteps][4];
+  unsigned r_fragments[kSets][kRoundSteps][4];
 
   __device__ __forceinline__ void load(const SharedBlocks<Shape>& block, int tile) {
 #pragma unroll
@@ -95,10 +101,10 @@ struct WideWeights {
     const unsigned words[kBlockSteps] = {r_words[0].x, r_words[0].y, r_words[0].z, r_words[0].w,
                                          r_words[1].x, r_words[1].y, r_words[1].z, r_words[1].w};
 #pragma unroll
-    for (int i = 0; i < Shape::kSteps; ++i) {
-      const int step = round * Shape::kSteps + i;
+    for (int i = 0; i < kRoundSteps; ++i) {
+      const int step = round * kRoundSteps + i;
       if (step * Shape::kGroups % kBlockSteps == 0) begin_group(step * Shape::kGroups / kBlockSteps);
-      unsigned(&a)[4] = r_fragments[round % Shape::kSets][i];
+      unsigned(&a)[4] = r_fragments[round % kSets][i];
       a[0] = mul_pair<Element>(Pair::template spread_pair<0>(words[step], r_zeros[0]), r_scales[0]);
       a[1] = mul_pair<Element>(Pair::template spread_pair<1>(words[step], r_zeros[1]), r_scales[1]);
       a[2] = mul_pair<Element>(Pair::template spread_pair<2>(words[step], r_zeros[0]), r_scales[0]);
@@ -110,9 +116,9 @@ struct WideWeights {
   __device__ __forceinline__ void multiply(int round, float (&sums)[Shape::kSums], unsigned long long rows) {
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < Shape::kSteps; ++i) {
-      const int step = round * Shape::kSteps + i;
-      wgmma_m64k16<Element>(sums, r_fragments[round % Shape::kSets][i], wgmma_step(rows, step % 4));
+    for (int i = 0; i < kRoundSteps; ++i) {
+      const int step = round * kRoundSteps + i;
+      wgmma_m64k16<Element>(sums, r_fragments[round % kSets][i], wgmma_step(rows, step % 4));
     }
     wgmma_commit();
   }
@@ -137,15 +143,17 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
                                                     float4* __restrict__ g_parts, const TensorMap* x_map,
                                                     const WideSchedule& schedule, int stages) {
   unsigned char* s_memory = dynamic_shared_for_boxes();
-  const unsigned s_base = shared_address(s_memory);
+  // Uniform: otherwise the compiler makes it anew in each block, from a special register.
+  const unsigned s_base = warp_uniform(shared_address(s_memory));
   // A block's weights lie in a ring of half as many places: they have been read when its first box may be overwritten.
   const int slots = (stages + 1) / 2;
   const unsigned weights = stages * Shape::kBoxBytes;
   const unsigned rows = weights + slots * Shape::kWeightBytes;
   // A stage's barriers: that it is full, and behind it that it is empty.
-  const unsigned s_barriers = s_base + rows + Shape::kTiles * kWideStoreBytes;
+  const unsigned exchanged = rows + Shape::kTiles * kWideStoreBytes;
+  const unsigned s_barriers = s_base + exchanged + Shape::kSumBytes;
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
+  const int warp = static_cast<int>(warp_uniform(threadIdx.x / kWarpLanes));
   WideWorks works(schedule);
   WideWork work;
   RingPlace stage;
@@ -157,7 +165,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
     if (copies) {
       for (int place = 0; place < stages; ++place) {
         mbarrier_init(s_barriers + place * kStageBarrierBytes, 1);
-        mbarrier_init(s_barriers + place * kStageBarrierBytes + kBarrierBytes, Shape::kWarps);
+        mbarrier_init(s_barriers + place * kStageBarrierBytes + kBarrierBytes, Shape::kDepthWarps);
       }
       mbarrier_fence_init();
     }
@@ -204,15 +212,20 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
   }
 
   if constexpr (Shape::kMovesRegisters) raise_register_count<232>();
-  const int tile = warp / Shape::kTileWarps;
+  const int depth = warp / Shape::kDepthWarps;
+  const int tile = warp / Shape::kTileWarps % Shape::kTiles;
   const int strip = warp % Shape::kTileWarps;  // of 16 channels
-  const int thread = static_cast<int>(threadIdx.x) % kWarpgroupThreads;
   const unsigned char* s_blocks = s_memory + weights + tile * Shape::kTileBytes + strip / 2 * block_bytes(Shape::kGroups);
   const auto release = [&](int place) {
     __syncwarp();  // all lanes are done with it
     if (lane == 0) {
       mbarrier_arrive(s_barriers + place * kStageBarrierBytes + kBarrierBytes);
     }
+  };
+  const auto skip = [&] {  // a block that others take
+    stage.advance(stages);
+    stage.advance(stages);
+    slot.advance(slots);
   };
 #pragma unroll 1
   while (works.next(work)) {
@@ -226,39 +239,45 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
       r_weights.load(SharedBlocks<Shape>{s_blocks + slot.place * Shape::kWeightBytes, lane}, strip % 2);
       slot.advance(slots);
     };
-    const auto rows_of = [&](int place) { return wgmma_rows(warp_uniform(s_base + place * Shape::kBoxBytes)); };
-    mbarrier_wait(full(), stage.parity);
-    load();
-    r_weights.make(0);
+    const auto box = [&](int place) { return s_base + place * Shape::kBoxBytes; };
+    if (Shape::kDepths == 2 && depth == 1) skip();
+    const int first_block = work.first + depth;
+    if (Shape::kDepths == 1 || first_block < work.end) {
+      mbarrier_wait(full(), stage.parity);
+      load();
+      r_weights.make(0);
+    }
     int before = -1;  // the stage that instructions before these may still read
-#pragma unroll 1
-    for (int block = work.first; block < work.end; ++block) {
-      const bool more = block + 1 < work.end;
+// A jump back costs tens of cycles, which two warps a scheduler do not hide.
+#pragma unroll(Shape::kUnroll)
+    for (int block = first_block; block < work.end; block += Shape::kDepths) {
+      const bool more = block + Shape::kDepths < work.end;
       const int first = stage.place;
-      const unsigned long long first_rows = rows_of(first);
+      const unsigned long long first_rows = wgmma_rows(box(first));
       stage.advance(stages);
       const int second = stage.place;
-      const unsigned long long second_rows = rows_of(second);
+      // In uniform registers, from which a step's takes one instruction; the first box's are needed sooner than that takes.
+      const unsigned long long second_rows = wgmma_rows(warp_uniform(box(second)));
       bool ready = false;
 #pragma unroll
-      for (int round = 0; round < Shape::kRounds; ++round) {
-        if (round == Shape::kRounds / 2) {
+      for (int round = 0; round < kRounds; ++round) {
+        if (round == kRounds / 2) {
           if (!ready) mbarrier_wait(full(), stage.parity);
           stage.advance(stages);
+          if (Shape::kDepths == 2 && block + 1 < work.end) skip();
         }
-        r_weights.multiply(round, sums, round < Shape::kRounds / 2 ? first_rows : second_rows);
-        if (Shape::kSets == 2) wgmma_wait<1>();
+        r_weights.multiply(round, sums, round < kRounds / 2 ? first_rows : second_rows);
         // An answer takes as long as weights do to be made.
-        if (round == Shape::kRounds / 2 - 1 || round == Shape::kRounds - 2) ready = mbarrier_ended(full(), stage.parity);
-        if (round + 1 < Shape::kRounds) {
+        if (round == kRounds / 2 - 2 || round == kRounds - 2) ready = mbarrier_ended(full(), stage.parity);
+        if (round + 1 < kRounds) {
           r_weights.make(round + 1);
         } else if (more) {
           r_weights.make(0);
         }
-        if (Shape::kSets > 2) wgmma_wait<1>();
+        wgmma_wait<1>();
         if (round == 0 && before >= 0) release(before);
-        if (round == Shape::kRounds / 2) release(first);
-        if (round == Shape::kRounds - 2 && more) {
+        if (round == kRounds / 2) release(first);
+        if (round == kRounds - 2 && more) {
           if (!ready) mbarrier_wait(full(), stage.parity);
           load();
         }
@@ -266,8 +285,34 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
       before = second;
     }
     wgmma_wait<0>();
-    release(before);
+    if (Shape::kDepths == 1 || before >= 0) release(before);
     wgmma_settle(sums);
+    // Of the warpgroup. What follows from it is not worth registers while blocks are multiplied.
+    const int thread = static_cast<int>(made_anew(threadIdx.x)) % kWarpgroupThreads;
+    if constexpr (Shape::kDepths == 2) {
+      // (kSums / 4, threads), four sums each; the barriers are the pair's that has the tile.
+      float4* s_sums = reinterpret_cast<float4*>(s_memory + exchanged) + tile * (Shape::kSums / 4 * kWarpgroupThreads) + thread;
+      const int pair = 1 + Shape::kTiles + tile;
+      if (depth == 1) {
+#pragma unroll
+        for (int i = 0; i < Shape::kSums / 4; ++i) {
+          s_sums[i * kWarpgroupThreads] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+        }
+      }
+      partial_barrier<2 * kWarpgroupThreads>(pair);
+      if (depth == 0) {
+#pragma unroll
+        for (int i = 0; i < Shape::kSums / 4; ++i) {
+          const float4 others = s_sums[i * kWarpgroupThreads];
+          sums[4 * i] += others.x;
+          sums[4 * i + 1] += others.y;
+          sums[4 * i + 2] += others.z;
+          sums[4 * i + 3] += others.w;
+        }
+      }
+      partial_barrier<2 * kWarpgroupThreads>(pair);  // they have been read
+      if (depth == 1) continue;
+    }
 
     const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
     if (work.part == kFinished) {

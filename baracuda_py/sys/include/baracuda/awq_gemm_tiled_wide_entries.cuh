@@ -6,8 +6,9 @@
 // most one a CTA. `panel` token tiles follow each other before the next channels. x_map is x as (ic / 64, m, 64) with boxes
 // of (1, t, 64), swizzled over 128 bytes.
 //
-// kWideThreads threads, beyond kWideFewTokens tokens kWideManyThreads. Dynamic shared memory: `stages` times 128 * t + 16
-// bytes, half as many times, rounded up, 4 * (2048 + 80 g) bytes, and 2 * kWideStoreBytes; two stages or more.
+// Up to kWideTwoTokens tokens and kWideTwoGroups groups kWideTwoThreads threads, beyond kWideFewTokens tokens
+// kWideManyThreads, else kWideThreads. Dynamic shared memory: `stages` times 128 * t + 16 bytes, half as many times, rounded
+// up, 4 * (2048 + 80 g) bytes, 2 * kWideStoreBytes, and, with kWideTwoThreads, 512 * t; four stages or more.
 //
 // Partial sums of split tiles go to parts, (split, splits, kWideChannels, t) of f32 in an order of their own. The entry
 // `_finish`, grid (split * t / 8, 1, 1), kWideFinishThreads threads, 128 * kWideFinishTokens bytes of dynamic shared memory,
@@ -20,8 +21,7 @@
 #define BARACUDA_WIDE_SCHEDULE {whole, split, splits, panel, m, oc, (ic + baracuda::kBlockDepth - 1) / baracuda::kBlockDepth}
 
 #define BARACUDA_WIDE_ENTRY(name, Element, kTokens, kGroups)                                                            \
-  extern "C" __global__ void __launch_bounds__(baracuda::kWideManyThreads,                                              \
-                                               (baracuda::WideShape<kTokens, kGroups>::kResident))                      \
+  extern "C" __global__ void __launch_bounds__(baracuda::WideShape<kTokens, kGroups>::kBoundThreads, 1)                 \
       name(BARACUDA_AWQ_GEMM_PARAMETERS(Element), float4* __restrict__ parts,                                           \
            const __grid_constant__ baracuda::TensorMap x_map, int stages, BARACUDA_WIDE_SCHEDULE_PARAMETERS) {          \
     baracuda::awq_gemm_tiled_wide<baracuda::WideShape<kTokens, kGroups>>(                                               \

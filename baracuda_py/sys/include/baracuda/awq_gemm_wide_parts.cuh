@@ -4,6 +4,7 @@
 
 #include "baracuda/awq_gemm_wide_schedule.cuh"
 #include "baracuda/awq_gemm_wide_store.cuh"
+#include "baracuda/grid_dependency.cuh"
 #include "baracuda/shared_memory.cuh"
 
 namespace baracuda {
@@ -45,6 +46,7 @@ __device__ __forceinline__ void awq_gemm_wide_finish(const AwqGemmOperands<Eleme
   const WidePlace place = schedule.template place<Shape::kTokens>(schedule.whole + split_tile);
   const long long token = place.token + kWideFinishTokens * strip;
   float sums[kWideFinishTokens / 2] = {};
+  grid_dependency_wait();  // until the parts have been left
 #pragma unroll 2
   for (int split = 0; split < schedule.splits; ++split) {
     const float4* g_part = g_parts + part_offset<Shape>(split_tile * schedule.splits + split, tile) +
