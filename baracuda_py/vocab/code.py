@@ -67,14 +67,16 @@ class Stride:
 class TensorMap:
     """Kernel parameter: a CUtensorMap (128 bytes), by which a kernel copies boxes of an argument to shared memory.
 
-    Rows of a box are 128 bytes, swizzled over as many; what lies beyond the extents reads as 0.
+    What lies beyond the extents reads as 0.
 
     Attributes:
         argument: whose address is a multiple of 16.
-        element: F16, BF16 or FP8_E4M3.
+        element: F16, BF16, FP8_E4M3 or U8.
         extents: of the tensor as the map sees it, innermost axis first.
         strides: of all axes but the innermost, in elements; multiples of 16 bytes.
-        box: extents of what one copy takes; at most 256, the innermost 128 bytes.
+        box: extents of what one copy takes; at most 256, the innermost a multiple of 16 bytes.
+        swizzled: whether the 16 bytes of a box that would lie at an address a lie at a ^ (a >> 3 & (r - 16)), r being
+            the bytes of the innermost extent: 32, 64 or 128.
 
     Source: CUDA driver API, cuTensorMapEncodeTiled.
     """
@@ -84,6 +86,7 @@ class TensorMap:
     extents: tuple[int, ...]
     strides: tuple[int | Stride, ...]
     box: tuple[int, ...]
+    swizzled: bool = True
 
 
 @frozen
@@ -115,6 +118,7 @@ class Launch:
         arch: what that module is compiled for; None: what the `PtxCode` says.
         overlaps: whether it may begin before the launch ahead of it has ended, because it waits for that itself before
             it reads anything but the op's constant arguments, and before it writes (programmatic dependent launch).
+            A plan's first launch does so where its caller asks for that (`Plan.bind`), a later one always.
     """
 
     entry: str

@@ -113,7 +113,7 @@ def test_run_on_a_gpu_moves_the_tensors_and_times_with_events(run, gpu, checkpoi
     facts = json.loads(result.out)
     assert result.code == 0
     assert facts["device"] == "cuda:0 (Fake 90, sm_90)"
-    assert ".sm80.bespoke." in facts["sku"]
+    assert ".sm90a.bespoke." in facts["sku"]
     assert facts["descriptor"]["weight_layout"] == "hf_gemm"
     assert facts["clock"] == "CUDA events"
     assert facts["median_us"] == pytest.approx(4.0)

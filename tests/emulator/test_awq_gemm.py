@@ -15,11 +15,12 @@ from baracuda_py.testing.calls import Call, Case, frobenius_error, reference_out
 from baracuda_py.testing.data import inputs_for
 from baracuda_py.vocab.tolerance import relative_tolerance
 
-LAYOUTS = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
-TILED = bp.AwqWeightLayout.TILED
+TILED, HF_GEMM = bp.AwqWeightLayout.TILED, bp.AwqWeightLayout.HF_GEMM
+LAYOUTS = (bp.AwqWeightLayout.OC_MAJOR, HF_GEMM)
 VARIANTS = [
     ("small_m", bp.AwqWeightLayout.OC_MAJOR),
     *((variant, layout) for variant in ("stream", "splitk", "tile") for layout in LAYOUTS),
+    ("bulk", HF_GEMM),
     *((variant, TILED) for variant in ("bulk", "wide", "stream", "tile", "direct")),
 ]
 ELEMENTS = (bp.ElementKind.F16, bp.ElementKind.BF16)
@@ -87,15 +88,25 @@ def test_a_token_has_the_same_bits_in_every_batch_of_a_stream(
 
 @pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
 @pytest.mark.parametrize(
-    ("group", "ic", "oc", "channels"),
-    [(128, 2304, 72, 32), (64, 4288, 40, 32), (32, 1088, 264, 64), (-1, 1088, 776, 128)],
+    ("layout", "group", "ic", "oc", "channels"),
+    [
+        (TILED, 128, 2304, 72, 32),
+        (TILED, 64, 4288, 40, 32),
+        (TILED, 32, 1088, 264, 64),
+        (TILED, -1, 1088, 776, 128),
+        (HF_GEMM, 128, 2304, 96, 32),
+        (HF_GEMM, 64, 2304, 224, 64),
+        (HF_GEMM, 32, 1088, 288, 64),
+        (HF_GEMM, -1, 1088, 800, 128),
+    ],
+    ids=str,
 )
 def test_a_token_has_the_same_bits_in_every_batch_by_bulk_copies(
-    modules, monkeypatch, group, ic, oc, channels, element
+    modules, monkeypatch, layout, group, ic, oc, channels, element
 ):
     registry = emulated_registry(EmulatorBackend(modules, HOPPER_SLICE))
     monkeypatch.setattr(bp, "default_registry", lambda: registry)
-    descriptor = bp.Int4AwqGemmDescriptor(19, ic, oc, group, None, TILED, element)
+    descriptor = bp.Int4AwqGemmDescriptor(19, ic, oc, group, None, layout, element)
     case = _case(registry, "bulk", descriptor)
     assert f"_c{channels}_" in case.plan.launches[0].entry
     _rows_are_those_of(case, (1, 8, 9, 16))

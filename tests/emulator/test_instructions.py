@@ -114,6 +114,12 @@ def test_ldmatrix_and_mma_multiply_matrices(bench, element):
     assert np.array_equal(found, (a @ b).astype(np.float32))
 
 
+def test_ldmatrix_transposes(bench):
+    matrices = np.random.default_rng(7).permutation(256).astype(np.uint16).reshape(4, 8, 8)
+    found = bench.run("load_transposed", matrices, np.empty((4, 8, 8), np.uint16), block=32, shared_bytes=512)
+    assert np.array_equal(found, matrices.transpose(0, 2, 1))
+
+
 def test_stmatrix_transposes(bench):
     a = np.random.default_rng(6).permutation(256).astype(np.uint16).reshape(16, 16)
     found = bench.run("transpose", a, np.empty((16, 16), np.uint16), block=32, shared_bytes=512)
@@ -125,7 +131,7 @@ def test_a_box_is_swizzled_and_zero_beyond_the_tensor(bench, begin):
     # x (12, 200) with rows of 208, seen as (4, 12, 64): the last 64 columns are cut, as are rows beyond the twelfth.
     x = np.arange(1, 12 * 208 + 1, dtype=np.uint16)
     views = np.lib.stride_tricks.as_strided(x, (3, 12, 64), (128, 416, 2))
-    given = np.array([x.ctypes.data, 64, 12, 3, 416, 128, 64, 8, 4, 2, *[0] * 6, *begin], np.uint64)
+    given = np.array([x.ctypes.data, 64, 12, 3, 416, 128, 64, 8, 4, 2, 112, *[0] * 5, *begin], np.uint64)
     found = bench.run("box", given, np.empty((4, 8, 8, 8), np.uint16), block=32, shared_bytes=4 * 8 * 128 + 8)
     expected = np.zeros((4, 8, 64), np.uint16)
     part = views[begin[2] : begin[2] + 4, begin[1] : begin[1] + 8]
@@ -148,7 +154,7 @@ def test_a_warpgroup_multiplies_by_swizzled_rows(bench, element, columns):
 @pytest.mark.parametrize("begin", [(0, 0, 0), (128, 3, 0), (256, 7, 0)])
 def test_a_box_of_bytes_is_swizzled_and_zero_beyond_the_tensor(bench, begin):
     x = np.random.default_rng(8).integers(1, 256, (12, 304), dtype=np.uint8)  # seen without its last 16 columns
-    given = np.array([x.ctypes.data, 288, 12, 1, 304, 288, 128, 32, 1, 1, *[0] * 6, *begin], np.uint64)
+    given = np.array([x.ctypes.data, 288, 12, 1, 304, 288, 128, 32, 1, 1, 112, *[0] * 5, *begin], np.uint64)
     found = bench.run("box", given, np.empty((32, 8, 16), np.uint8), block=32, shared_bytes=32 * 128 + 8)
     expected = np.zeros((32, 128), np.uint8)
     part = x[begin[1] :, begin[0] : min(begin[0] + 128, 288)]
@@ -156,6 +162,20 @@ def test_a_box_of_bytes_is_swizzled_and_zero_beyond_the_tensor(bench, begin):
     for row in range(32):
         for chunk in range(8):
             assert np.array_equal(found[row, chunk ^ row % 8], expected[row, 16 * chunk : 16 * chunk + 16])
+
+
+@pytest.mark.parametrize(("nbytes", "begin"), [(16, (0, 0, 0)), (32, (288, 9, 0)), (64, (64, 3, 0)), (128, (0, 2, 0))])
+@pytest.mark.parametrize("swizzled", [False, True])
+def test_a_box_is_swizzled_over_its_rows_or_not_at_all(bench, swizzled, nbytes, begin):
+    x = np.random.default_rng(10).integers(1, 256, (200, 304), dtype=np.uint8)
+    rows, mask = 4096 // nbytes if nbytes > 16 else 256, (nbytes - 16) * swizzled
+    given = np.array([x.ctypes.data, 304, 200, 1, 304, 304, nbytes, rows, 1, 1, mask, *[0] * 5, *begin], np.uint64)
+    found = bench.run("box", given, np.empty((256, 16), np.uint8), block=32, shared_bytes=4096 + 8)
+    expected = np.zeros((rows, nbytes), np.uint8)
+    part = x[begin[1] : begin[1] + rows, begin[0] : begin[0] + nbytes]
+    expected[: part.shape[0], : part.shape[1]] = part
+    at = np.arange(256) * 16
+    assert np.array_equal(found[(at ^ at >> 3 & mask) // 16], expected.reshape(256, 16))
 
 
 @pytest.mark.parametrize("adds", [False, True])

@@ -44,15 +44,22 @@ def encoder(driver: Driver, spec: TensorMap) -> Callable[[int, TensorRef], tuple
         ElementKind.F16: api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         ElementKind.BF16: api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         ElementKind.FP8_E4M3: api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        ElementKind.U8: api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8,
     }[spec.element]
     item = bits_of(spec.element) // 8
+    swizzle = {
+        0: api.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_NONE,
+        32: api.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_32B,
+        64: api.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_64B,
+        128: api.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+    }[spec.box[0] * item if spec.swizzled else 0]
     extents = (ctypes.c_uint64 * rank)(*spec.extents)
     box, steps = (ctypes.c_uint32 * rank)(*spec.box), (ctypes.c_uint32 * rank)(*[1] * rank)
     options = tuple(
         int(option)
         for option in (
             api.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            api.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            swizzle,
             api.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             api.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )

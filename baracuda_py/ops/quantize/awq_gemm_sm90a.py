@@ -1,7 +1,7 @@
-"""The CUDA kernel of the AWQ GEMM for TILED weights on compute capability 9.0: which entry, which grid.
+"""The CUDA kernel of the AWQ GEMM that decodes on compute capability 9.0: which entry, which grid.
 
-    bulk     weights by bulk copies into a ring of each warp, tokens by boxes; one launch, no workspace, any m: 8 or 16
-             tokens a thread block, so that weights are read again, from L2, for more
+    bulk     weights by bulk copies, HF_GEMM's by boxes, into a ring of each warp, tokens by boxes; one launch, no
+             workspace, any m: 8 or 16 tokens a thread block, so that weights are read again, from L2, for more
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ __all__ = ["BARRIER_BYTES", "BOX_CHANNELS", "SHARED_BYTES", "sm90a_kernels", "to
 
 _ARCH = ArchSku.SM90A
 _CHANNELS = (128, 64, 32)  # output channels of a tile
-BOX_CHANNELS = 64  # kBoxChannels of awq_gemm_tiled_bulk.cuh
+BOX_CHANNELS = 64  # kBoxChannels of awq_gemm_bulk.cuh
 SHARED_BYTES = 227 * 1024  # that a thread block of this architecture may have
 BARRIER_BYTES = 8
+_BOX_BYTES = 128  # at multiples of which a box lies
 # Bytes of weights that an SM keeps in flight: half as many reach less of the bandwidth (H200, our prototype); more
 # delay x, which queues behind them, by up to 20 % (H100). A ring that holds all of a warp's weights may be somewhat
 # larger.
@@ -48,15 +49,18 @@ _ALL_IN_FLIGHT = 84 * 1024
 # larger tile reads x less often. 28672 x 8192 on an H100: 224 channels by 32 take 1.17 of the time of a read, 256 by
 # 128 1.12.
 _UNEVEN = 1.2
+# Share of the SMs to which a tile of 64 channels of HF_GEMM weights has to give work. On an H100, 4096 x 14336 takes
+# 16.8 us by 64 on 64 of 132 SMs and 19.8 by 32, 896 x 4864 6.8 us by 64 and 5.1 by 32.
+_FEW_SMS = 0.375
 _MAX_STAGES = 8
 _EARLY_STAGES = 1  # units of a ring that are asked for before x; all, where x has to be waited for
 _GRID_Y = (1 << 16) - 1
 _INT = (1 << 31) - 1
 
 
-def _module(element: ElementKind, groups: int) -> str:
+def _module(layout: str, element: ElementKind, groups: int) -> str:
     """A module each: a driver compiles a module as a whole, and a checkpoint needs one."""
-    return f"quantize.awq_gemm.tiled_{element.name.lower()}_g{groups}"
+    return f"quantize.awq_gemm.{'tiled' if layout == 'tiled' else f'bulk_{layout}'}_{element.name.lower()}_g{groups}"
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -72,25 +76,33 @@ class _Tile:
     depth_warps: int
 
     @classmethod
-    def of(cls, channels: int) -> _Tile:
-        code = module(_module(ElementKind.F16, 1), _ARCH.name.lower())  # all say the same
+    def of(cls, channels: int, layout: str) -> _Tile:
+        code = module(_module(layout, ElementKind.F16, 1), _ARCH.name.lower())  # all say the same
         return cls(*(channels, *(code.constant(f"kC{channels}{part}Warps") for part in ("Row", "Depth"))))
 
     @property
     def warps(self) -> int:
         return self.row_warps * self.depth_warps
 
-    def unit_nbytes(self, tiling: Tiling) -> int:
-        """Weights that a warp takes at a time."""
-        return self.channels // self.row_warps // 32 * tiling.block_nbytes
+    @property
+    def warp_channels(self) -> int:
+        return self.channels // self.row_warps
+
+    def unit_nbytes(self, tiling: Tiling, *, apart: bool) -> int:
+        """What a warp takes at a time; scales and zero points that lie apart begin where boxes may."""
+        if not apart:
+            return self.warp_channels // 32 * tiling.block_nbytes
+        scales = _ceil_div(self.warp_channels * 2 * tiling.groups_of_block, _BOX_BYTES) * _BOX_BYTES
+        zeros = self.warp_channels // 2 * tiling.groups_of_block
+        return _ceil_div(self.warp_channels // 2 * TILE_COLUMNS + scales + zeros, 2 * _BOX_BYTES) * (2 * _BOX_BYTES)
 
     def slot_nbytes(self, tokens: int) -> int:
         """A chunk of x: as many blocks as the tile has warps along ic."""
         return _ceil_div(self.depth_warps * TILE_COLUMNS * 2 * tokens, 1024) * 1024
 
-    def shared_nbytes(self, tiling: Tiling, tokens: int, stages: int, slots: int) -> int:
-        """BulkLayout of awq_gemm_tiled_bulk.cuh."""
-        rings = self.warps * stages * (self.unit_nbytes(tiling) + BARRIER_BYTES)
+    def shared_nbytes(self, unit: int, tokens: int, stages: int, slots: int) -> int:
+        """BulkLayout of awq_gemm_bulk.cuh, of units of so many bytes."""
+        rings = self.warps * stages * (unit + BARRIER_BYTES)
         sums = self.depth_warps * _entry_tokens(tokens) * self.channels * 4
         return slots * (self.slot_nbytes(tokens) + 2 * BARRIER_BYTES) + rings + sums
 
@@ -119,38 +131,56 @@ def _entry_tokens(tokens: int) -> int:
 def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     """The largest tile with which the SM that has the most channels has about as few as with any.
 
-    It does not depend on m, so that m changes no bits.
+    HF_GEMM's 32 channels are half of what memory is read by: they serve where 64 would leave most SMs idle. It does not
+    depend on m, so that m changes no bits.
     """
-    tiles = [_Tile.of(channels) for channels in _CHANNELS]
+    wide = desc.scales_apart and _ceil_div(desc.oc, 64) > _FEW_SMS * device.sm_count
+    tiles = [_Tile.of(channels, desc.weight_layout.value) for channels in (_CHANNELS[:2] if wide else _CHANNELS)]
     most = [tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels for tile in tiles]
     return next(tile for tile, channels in zip(tiles, most, strict=True) if channels <= _UNEVEN * min(most))
 
 
+def _weight_boxes(desc: Int4AwqGemmDescriptor, tile: _Tile, groups: int) -> tuple[TensorMap, ...]:
+    """HF_GEMM weights, scales and zero points of a warp's channels, a block and its groups."""
+    channels, stored = tile.warp_channels, desc.ic // desc.group
+    return (
+        TensorMap("weight_packed", ElementKind.U8, (desc.oc // 2, desc.ic, 1), (desc.oc // 2, desc.oc // 2),
+                  (channels // 2, TILE_COLUMNS, 1), swizzled=channels > 32),
+        TensorMap("scales", desc.scales_kind, (desc.oc, stored, 1), (desc.oc, desc.oc), (channels, groups, 1),
+                  swizzled=False),
+        TensorMap("zeros", ElementKind.U8, (desc.oc // 2, stored, 1), (desc.oc // 2, desc.oc // 2),
+                  (channels // 2, groups, 1), swizzled=False),
+    )  # fmt: skip
+
+
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
-    tiling, tile = Tiling(desc.ic, desc.oc, desc.group_size), _tile(desc, device)
+    tiling, tile, layout = Tiling(desc.ic, desc.oc, desc.group_size), _tile(desc, device), desc.weight_layout.value
     tokens = min(desc.m, 16)
     tiles = tile.tiles_of_block(desc.oc, device.sm_count)
     chunks = _ceil_div(tiling.columns, tile.depth_warps)
     # A slot more shortens the wait for x, a stage more the wait for weights; either must have two, or all there are.
-    stage, units = tile.warps * tile.unit_nbytes(tiling), max(1, chunks * tiles)
+    unit, units = tile.unit_nbytes(tiling, apart=desc.scales_apart), max(1, chunks * tiles)
+    stage = tile.warps * unit
     stages = min(_MAX_STAGES, units if units * stage <= _ALL_IN_FLIGHT else min(units, max(2, _IN_FLIGHT // stage)))
-    while stages > 1 and tile.shared_nbytes(tiling, tokens, stages, min(2, chunks)) > SHARED_BYTES:
+    while stages > 1 and tile.shared_nbytes(unit, tokens, stages, min(2, chunks)) > SHARED_BYTES:
         stages -= 1
-    free = SHARED_BYTES - tile.shared_nbytes(tiling, tokens, stages, 0)
+    free = SHARED_BYTES - tile.shared_nbytes(unit, tokens, stages, 0)
     slots = min(chunks, free // (tile.slot_nbytes(tokens) + 2 * BARRIER_BYTES))
-    boxes = token_boxes(desc, tokens, tile.depth_warps)
-    name = f"c{tile.channels}_t{_entry_tokens(tokens)}_g{tiling.groups_of_block}"
+    groups, element = tiling.groups_of_block, desc.element.name.lower()
+    family = f"bulk_sm90a_{element}_{layout}" if desc.scales_apart else f"tiled_sm90a_{element}"
+    weights = _weight_boxes(desc, tile, groups) if desc.scales_apart else ()
     return (
         Launch(
-            f"awq_gemm_tiled_sm90a_{desc.element.name.lower()}_{name}",
+            f"awq_gemm_{family}_c{tile.channels}_t{_entry_tokens(tokens)}_g{groups}",
             (tile.blocks(desc.oc, device.sm_count), _ceil_div(desc.m, tokens), 1),
             (32 * (tile.warps + 1), 1, 1),
-            (*operands(desc), boxes, tokens, stages, slots, tiles, WhenOverlapping(min(_EARLY_STAGES, stages), stages)),
-            tile.shared_nbytes(tiling, tokens, stages, slots),
-            _module(desc.element, tiling.groups_of_block),
+            (*operands(desc), token_boxes(desc, tokens, tile.depth_warps), *weights, tokens, stages, slots, tiles,
+             WhenOverlapping(min(_EARLY_STAGES, stages), stages)),
+            tile.shared_nbytes(unit, tokens, stages, slots),
+            _module(layout, desc.element, groups),
             overlaps=True,
         ),
-    )
+    )  # fmt: skip
 
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
@@ -159,8 +189,10 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
         tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels * max(device.sm_count, 1)
     )  # fmt: skip
     again = 0.9 * (_ceil_div(desc.m, 16) - 1)  # reads of the weights from L2, and the arithmetic, which starts to count
-    tokens = 1.0 if desc.m <= 8 else 1.12  # x takes a share of what an SM can be sent
-    return (3.2 + streaming_us(desc, device, 0.9 * min(1.0, busy + 0.1))) * (1 + again) * tokens
+    # Of HF_GEMM, and more than 8 tokens, of whose x takes a share of what an SM can be sent: measured on an H100.
+    share, idle, more = (0.8, 0.25, 1.15) if desc.scales_apart else (0.9, 0.1, 1.12)
+    tokens = 1.0 if desc.m <= 8 else more
+    return (3.2 + streaming_us(desc, device, share * min(1.0, busy + idle))) * (1 + again) * tokens
 
 
 _LIMITS = (
@@ -172,18 +204,21 @@ _LIMITS = (
 
 
 def sm90a_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
-    """The kernels, for every element and epilogue. `layout` is TILED."""
+    """The kernels that read weights in `layout`, TILED or HF_GEMM, for every element and epilogue."""
     reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
+    rows = multiple_of("oc", 32, why="copies begin at 16 bytes, the weights of 32 output channels")
+    apart = {} if layout.holds_scales else {"scales": 16, "zeros": 16}
     return tuple(
         Kernel(
             KernelSku(
-                OpCategory.QUANTIZATION, QuantizeKind.INT4_AWQ_GEMM, element, ElementKind.U4, LayoutSku.RCR, epilogue,
+                OpCategory.QUANTIZATION, QuantizeKind.INT4_AWQ_GEMM, element, ElementKind.U4,
+                LayoutSku.RRR if layout.value == "hf_gemm" else LayoutSku.RCR, epilogue,
                 _ARCH, BackendKind.BESPOKE, guarantee(element, batch_invariant=True), f"bulk_{layout.value}",
             ),
-            PtxCode(_module(element, 1), _ARCH, _launches),
+            PtxCode(_module(layout.value, element, 1), _ARCH, _launches),
             cost=_cost,
-            rules=(reads, *_LIMITS),
-            alignment={"activation": 16, "weight_packed": 16},
+            rules=(reads, *_LIMITS, *(() if layout.holds_scales else (rows,))),
+            alignment={"activation": 16, "weight_packed": 16, **apart},
             doc="decoding: weights read as one stream by bulk copies, no workspace, a row's bits the same at every m",
         )
         for element, epilogue in product((ElementKind.F16, ElementKind.BF16), EpilogueKind)

@@ -325,23 +325,35 @@ def _fits(geometry: Sequence[int], function: _Function) -> bool:
 def _encode_tensor_map(
     target: int, kind: int, rank: int, address: int, extents: Any, strides: Any, box: Any, steps: Any, *options: int
 ) -> int:
-    """What `copy_box` of the shim reads: address, extents, strides in bytes, box, bytes of an item. Of three axes."""
+    """What `copy_box` of the shim reads: address, extents, strides in bytes, box, bytes of an item, what is swizzled.
+
+    Of three axes.
+    """
     item = 1 if kind == int(bindings.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8) else 2
     plain = bindings.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE
-    swizzle = bindings.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B
+    modes = bindings.CUtensorMapSwizzle
+    swizzles = {
+        int(modes.CU_TENSOR_MAP_SWIZZLE_NONE): 16,
+        int(modes.CU_TENSOR_MAP_SWIZZLE_32B): 32,
+        int(modes.CU_TENSOR_MAP_SWIZZLE_64B): 64,
+        int(modes.CU_TENSOR_MAP_SWIZZLE_128B): 128,
+    }
+    swizzled = swizzles.get(options[1], 0)
     fits = (
         target % 64 == 0
         and address % 16 == 0
         and rank == 3
-        and options[:2] == (int(plain), int(swizzle))
+        and options[0] == int(plain)
+        and swizzled > 0
         and steps[:3] == [1, 1, 1]
         and all(0 < extent <= 1 << 32 for extent in extents[:3])
         and all(0 < stride < 1 << 40 and stride % 16 == 0 for stride in strides[:2])
         and all(0 < extent <= 256 for extent in box[:3])
-        and box[0] * item <= 128
+        and box[0] * item % 16 == 0
+        and (swizzled == 16 or box[0] * item <= swizzled)
     )
     if fits:
-        numbers = [address, *extents[:3], *strides[:2], *box[:3], item]
+        numbers = [address, *extents[:3], *strides[:2], *box[:3], item, swizzled - 16]
         (ctypes.c_uint64 * 16).from_address(target)[:] = numbers + [0] * (16 - len(numbers))
     return int(_SUCCESS if fits else _INVALID_VALUE)
 

@@ -18,7 +18,7 @@ from baracuda_py.vocab.code import PtxCode, SequenceCode
 __all__ = ["composed_kernels", "cuda_kernels", "cuda_ops", "problems"]
 
 _BOTH = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
-_TILED = bp.AwqWeightLayout.TILED
+_TILED, _HF_GEMM = bp.AwqWeightLayout.TILED, bp.AwqWeightLayout.HF_GEMM
 _CHANGES = tuple(permutations(bp.AwqWeightLayout, 2))
 
 _FURTHER: dict[str, tuple[Any, ...]] = {
@@ -84,10 +84,17 @@ _OF_VARIANT: dict[str, tuple[Any, ...]] = {
         bp.Int4AwqGemmDescriptor(3, 128, 520, -1, None, _TILED, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(16, 5760, 520, -1, None, _TILED, bp.ElementKind.BF16),
     ),
-    # There, more tiles than SMs take at a time, so short that no wait for a stage parts one from the next.
+    "bulk_hf_gemm": (
+        bp.Int4AwqGemmDescriptor(3, 128, 544, -1, None, _HF_GEMM, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(16, 5760, 544, -1, None, _HF_GEMM, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(16, 5696, 544, 64, None, _HF_GEMM, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(9, 192, 32, 32, None, _HF_GEMM),
+    ),
+    # There, more tiles than SMs take at a time, so short that no wait for a stage parts one from the next; by two pairs
+    # of warpgroups, and by one.
     "wide_tiled": tuple(
-        bp.Int4AwqGemmDescriptor(20, 256, 2056, 128, None, _TILED, element)
-        for element in (bp.ElementKind.F16, bp.ElementKind.BF16)
+        bp.Int4AwqGemmDescriptor(m, 256, 2056, 128, None, _TILED, element)
+        for m in (20, 36) for element in (bp.ElementKind.F16, bp.ElementKind.BF16)
     ),
 }
 

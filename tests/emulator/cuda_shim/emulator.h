@@ -41,6 +41,7 @@ struct MatrixLoad {
   unsigned address;
 };
 void ldmatrix_x4(void* const (&operands)[kWarpLanes]);
+void ldmatrix_x4_transposed(void* const (&operands)[kWarpLanes]);
 
 struct MatrixStore {
   const unsigned (&fragments)[4];

@@ -210,6 +210,22 @@ void ldmatrix_x4(void* const (&operands)[kWarpLanes]) {
   }
 }
 
+void ldmatrix_x4_transposed(void* const (&operands)[kWarpLanes]) {
+  constexpr int kMatrices = 4, kMatrixRows = 8, kRowBytes = 16;
+  for (int matrix = 0; matrix < kMatrices; ++matrix) {
+    for (int row = 0; row < kMatrixRows; ++row) {
+      const unsigned address = static_cast<const MatrixLoad*>(operands[matrix * kMatrixRows + row])->address;
+      const char* const s_row = shared_pointer(address, kRowBytes);
+      for (int column = 0; column < kRowBytes / 2; ++column) {
+        const int lane = 4 * column + row / 2;
+        note_read(running_thread_of_lane(lane), s_row + 2 * column, 2);
+        auto* const half = reinterpret_cast<char*>(&static_cast<MatrixLoad*>(operands[lane])->fragment[matrix]);
+        std::memcpy(half + row % 2 * 2, s_row + 2 * column, 2);
+      }
+    }
+  }
+}
+
 void stmatrix_x4_transposed(void* const (&operands)[kWarpLanes]) {
   constexpr int kMatrices = 4, kMatrixRows = 8, kRowBytes = 16;
   for (int matrix = 0; matrix < kMatrices; ++matrix) {

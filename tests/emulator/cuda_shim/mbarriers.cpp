@@ -61,7 +61,7 @@ void land_box(const BulkCopy& copy, char* bytes) {
           return static_cast<unsigned long long>(copy.begin[axis]) + step;
         };
         const unsigned address = copy.destination + at;
-        char* target = bytes + ((address ^ (address >> 3 & 0x70)) - copy.destination);
+        char* target = bytes + ((address ^ (address >> 3 & copy.map[10])) - copy.destination);
         if (place(0, x) >= extents[0] || place(1, y) >= extents[1] || place(2, z) >= extents[2]) {
           std::memset(target, 0, kCopyGrain);
         } else {

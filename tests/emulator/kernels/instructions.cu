@@ -66,6 +66,17 @@ void multiply(const unsigned short* in, float* out) {
   for (int i = 0; i < 4; ++i) out[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = d[i];
 }
 extern "C" __global__ void mma_f16(const unsigned short* in, float* out) { multiply<__half>(in, out); }
+// One warp. in: four matrices (8, 8) of 2-byte elements; out: of each, what ldmatrix gives every lane of its transpose.
+extern "C" __global__ void load_transposed(const unsigned short* in, unsigned* out) {
+  unsigned short* s_rows = dynamic_shared<unsigned short>();
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < 256; i += 32) s_rows[i] = in[i];
+  __syncthreads();
+  unsigned fragment[4];
+  ldmatrix_x4_transposed(fragment, shared_address(s_rows + lane * 8));
+  for (int i = 0; i < 4; ++i) out[i * 32 + lane] = fragment[i];
+}
+
 extern "C" __global__ void mma_bf16(const unsigned short* in, float* out) { multiply<__nv_bfloat16>(in, out); }
 
 // One warp. in: a (16, 16), row-major, of 2-byte elements; out: its transpose, by fragments of mma's operand A.

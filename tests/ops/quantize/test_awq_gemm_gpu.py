@@ -194,6 +194,7 @@ def test_every_kernel_is_within_its_guarantee_at_every_number_of_rows(torch, ic,
         assert {"bulk", "wide", "stream", "tile", "direct"} <= families
         return
     assert {"stream", "tile"} <= families
+    assert ("bulk" in families) == (layout is bp.AwqWeightLayout.HF_GEMM)
     assert ("small_m" in families) == (layout is bp.AwqWeightLayout.OC_MAJOR)
     assert ("splitk" in families) == (group_size in (64, 128) and oc % 64 == 0)
 
@@ -309,7 +310,7 @@ def test_wide_tiles_of_every_size_are_right_whole_and_split(torch, monkeypatch, 
     if not kernels:
         pytest.skip("sm90a code does not run here")
     monkeypatch.setattr(wide, "_cut", lambda desc, device: wide.WideCut.of(
-        desc, device, tokens, resident=wide._resident(desc, tokens), splitting=True
+        desc, device, tokens, splitting=True
     ))
     x = layer.activation(rows)
     bias = torch_randn(torch, (oc,), layer.random).to(layer.dtype)
@@ -329,17 +330,18 @@ def test_wide_tiles_of_every_size_are_right_whole_and_split(torch, monkeypatch, 
 
 
 @pytest.mark.parametrize("rows", [1, 9, 40, 300])
-@pytest.mark.parametrize("variant", ["bulk_tiled", "wide_tiled"])
+@pytest.mark.parametrize("variant", ["bulk_tiled", "bulk_hf_gemm", "wide_tiled"])
 def test_a_chain_of_overlapping_launches_makes_the_bits_of_plain_ones(torch, variant, rows):
     # Each layer reads what the launch before it writes, and begins while that one ends.
     width, depth, replays = 1024, 12, 200
     registry = bp.default_registry()
-    desc = bp.Int4AwqGemmDescriptor(m=rows, ic=width, oc=width, weight_layout=TILED)
+    layout = bp.AwqWeightLayout(variant.partition("_")[2])
+    desc = bp.Int4AwqGemmDescriptor(m=rows, ic=width, oc=width, weight_layout=layout)
     (sku,) = registry.skus(op="int4_awq_gemm", element=ElementKind.F16, epilogue=EpilogueKind.IDENTITY, variant=variant)
     if not registry.device(0).loads(sku.arch):
         pytest.skip(f"{sku.arch.name.lower()} code does not run here")
     plan = registry.plan(sku, desc, 0)
-    layers = [Layer(torch, width, width, 128, TILED, ElementKind.F16, seed=n, scale=1 / 256) for n in range(depth)]
+    layers = [Layer(torch, width, width, 128, layout, ElementKind.F16, seed=n, scale=1 / 256) for n in range(depth)]
     lent = bp.Workspace.borrowed(torch.empty(max(plan.workspace_size, 16), dtype=torch.uint8, device="cuda"))
     first = torch.randn(rows, width, device="cuda", dtype=torch.float16)
 
@@ -348,7 +350,8 @@ def test_a_chain_of_overlapping_launches_makes_the_bits_of_plain_ones(torch, var
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for layer, x, y in zip(layers, states, states[1:], strict=False):
-                plan.bind(bp.Int4AwqGemmArgs(x, layer.words, None, None, y), lent, overlap=overlap)()
+                args = bp.Int4AwqGemmArgs(x, layer.words, layer.scales, layer.zeros, y)
+                plan.bind(args, lent, overlap=overlap)()
         return graph, states
 
     plain, expected = chain(overlap=False)

@@ -15,6 +15,14 @@ __device__ __forceinline__ void ldmatrix_x4(unsigned (&fragment)[4], unsigned ad
                : "memory");
 }
 
+// As ldmatrix_x4, but lane l receives, of each matrix, elements l / 4 of rows 2 * (l % 4) and the next.
+__device__ __forceinline__ void ldmatrix_x4_transposed(unsigned (&fragment)[4], unsigned address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+               : "r"(address)
+               : "memory");
+}
+
 // d (16 x 8, f32) += a (16 x 16, row-major) * b (16 x 8, column-major). With g = lane / 4 and t = lane % 4:
 //   a[0], a[1]: rows g, g + 8, columns 2t, 2t + 1;     a[2], a[3]: the same rows, columns 2t + 8, 2t + 9
 //   b0: rows 2t, 2t + 1, column g;                     b1: rows 2t + 8, 2t + 9

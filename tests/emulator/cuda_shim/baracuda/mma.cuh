@@ -11,6 +11,11 @@ inline void ldmatrix_x4(unsigned (&fragment)[4], unsigned address) {
   emulator::warp_collective(emulator::ldmatrix_x4, &load);
 }
 
+inline void ldmatrix_x4_transposed(unsigned (&fragment)[4], unsigned address) {
+  emulator::MatrixLoad load{fragment, address};
+  emulator::warp_collective(emulator::ldmatrix_x4_transposed, &load);
+}
+
 template <typename Element>
 inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
 

@@ -1,5 +1,5 @@
-// The entry points of awq_gemm_tiled_bulk.cuh for one element and number of groups in a block of 128 input channels: a
-// module each, because a driver compiles a module as a whole, and a checkpoint needs one.
+// The entry points of awq_gemm_bulk.cuh for TILED weights, one element and number of groups in a block of 128 input
+// channels: a module each, because a driver compiles a module as a whole, and a checkpoint needs one.
 //
 // awq_gemm for TILED weights, any m; oc % 8 == 0, ic % 64 == 0. An entry's name has its channels (c), tokens (t) and groups
 // of a block (g). grid (ceil(oc / channels / tiles), ceil(m / tokens)). Threads, and bytes of dynamic shared memory, as
@@ -8,7 +8,7 @@
 // (ic / 64, m, 64) with boxes of (2 * depth warps, tokens, 64), swizzled over 128 bytes; tokens <= t.
 #pragma once
 
-#include "baracuda/awq_gemm_tiled_bulk.cuh"
+#include "baracuda/awq_gemm_bulk_tiled.cuh"
 
 namespace baracuda {
 
@@ -22,11 +22,11 @@ BARACUDA_CONSTANT(kC128RowWarps, 2);
 BARACUDA_CONSTANT(kC128DepthWarps, 4);
 
 template <int kTokenTiles, int kGroups>
-using BulkC32 = BulkShape<1, kC32RowWarps, kC32DepthWarps, kTokenTiles, kGroups>;
+using BulkC32 = BulkShape<BulkTiled, 1, kC32RowWarps, kC32DepthWarps, kTokenTiles, kGroups>;
 template <int kTokenTiles, int kGroups>
-using BulkC64 = BulkShape<2, kC64RowWarps, kC64DepthWarps, kTokenTiles, kGroups>;
+using BulkC64 = BulkShape<BulkTiled, 2, kC64RowWarps, kC64DepthWarps, kTokenTiles, kGroups>;
 template <int kTokenTiles, int kGroups>
-using BulkC128 = BulkShape<2, kC128RowWarps, kC128DepthWarps, kTokenTiles, kGroups>;
+using BulkC128 = BulkShape<BulkTiled, 2, kC128RowWarps, kC128DepthWarps, kTokenTiles, kGroups>;
 static_assert(BulkC32<1, 1>::kChannels == 32 && BulkC64<1, 1>::kChannels == 64 && BulkC128<1, 1>::kChannels == 128,
               "an entry's name says its channels");
 
@@ -37,8 +37,9 @@ static_assert(BulkC32<1, 1>::kChannels == 32 && BulkC64<1, 1>::kChannels == 64 &
       name(BARACUDA_AWQ_GEMM_PARAMETERS(Element), const __grid_constant__ baracuda::TensorMap x_map, int tokens,    \
            int stages, int slots, int tiles, int early_stages) {                                                    \
     using Shape = baracuda::Tile<kTokenTiles, kGroups>;                                                             \
-    baracuda::awq_gemm_tiled_bulk<Shape>(baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, &x_map,     \
-                                         baracuda::BulkLayout<Shape>{tokens, stages, slots}, tiles, early_stages);  \
+    baracuda::awq_gemm_bulk<Shape>(baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, &x_map,           \
+                                   {reinterpret_cast<const unsigned char*>(weights)},                               \
+                                   baracuda::BulkLayout<Shape>{tokens, stages, slots}, tiles, early_stages);        \
   }
 
 #define BARACUDA_BULK_ENTRIES(prefix, Element, kGroups)                                 \

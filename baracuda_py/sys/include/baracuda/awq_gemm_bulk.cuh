@@ -1,5 +1,6 @@
-// The kernel of awq_gemm for TILED weights (awq_tiles.cuh) on sm_90: y^T = W x^T, weights as mma operand A, tokens as
-// operand B's columns. One launch, no workspace.
+// The kernel of awq_gemm that decodes on sm_90: y^T = W x^T, weights as mma operand A, tokens as operand B's columns. One
+// launch, no workspace. What it reads of packed weights is a struct for each layout: awq_gemm_bulk_tiled.cuh,
+// awq_gemm_bulk_hf_gemm.cuh.
 //
 // A CTA computes kTokens tokens of one or more tiles of kChannels output channels, one after another. Its warps share out
 // a tile: kRowWarps take 32 or 64 channels each, kDepthWarps share out the blocks of 128 input channels (warp w takes w,
@@ -28,7 +29,7 @@ constexpr int kBoxRowBytes = kBoxChannels * 2;
 constexpr int kBlockBoxes = kBlockDepth / kBoxChannels;
 
 // Shapes of one entry point.
-template <int kWarpBlocks, int kRows, int kDepths, int kTokenTiles, int kGroupCount>
+template <template <typename> class WeightsOf, int kWarpBlocks, int kRows, int kDepths, int kTokenTiles, int kGroupCount>
 struct BulkShape {
   static constexpr int kBlocks = kWarpBlocks;  // of 32 output channels, of a warp: 1, or 2, a whole tile
   static constexpr int kTilesM = 2 * kBlocks;  // m16 tiles
@@ -41,8 +42,8 @@ struct BulkShape {
   static constexpr int kWarpChannels = kBlockChannels * kBlocks;
   static constexpr int kChannels = kWarpChannels * kRowWarps;
   static constexpr int kTokens = 8 * kTilesN;
-  static constexpr unsigned kUnitBytes = block_bytes(kGroups) * kBlocks;  // what a warp takes at a time
   static constexpr unsigned kSumBytes = kDepthWarps * kTokens * kChannels * 4;
+  using Weights = WeightsOf<BulkShape>;
   static_assert(kRowWarps == 1 || kBlocks == 2, "the warps of a column take whole tiles");
 };
 
@@ -72,7 +73,7 @@ struct BulkLayout {
   }
   __device__ __forceinline__ unsigned slot_bytes() const { return (chunk_bytes() + 1023u) & ~1023u; }
   __device__ __forceinline__ unsigned rings() const { return slots * slot_bytes(); }
-  __device__ __forceinline__ unsigned ring_bytes() const { return stages * Shape::kUnitBytes; }
+  __device__ __forceinline__ unsigned ring_bytes() const { return stages * Shape::Weights::kUnitBytes; }
   __device__ __forceinline__ unsigned sums() const { return rings() + Shape::kWarps * ring_bytes(); }
   __device__ __forceinline__ unsigned unit_barriers() const { return sums() + Shape::kSumBytes; }  // (warps, stages)
   __device__ __forceinline__ unsigned full_barriers() const {                                      // (slots,)
@@ -81,19 +82,12 @@ struct BulkLayout {
   __device__ __forceinline__ unsigned empty_barriers() const { return full_barriers() + slots * kBarrierBytes; }
 };
 
-// The first of a warp's units in a tile: where its weights lie, of which those of a block are contiguous. `half` counts
-// 32 output channels.
-template <typename Shape>
-__device__ __forceinline__ const unsigned char* first_unit(const unsigned* g_weights, int columns, int half, int block) {
-  constexpr int kBytes = block_bytes(Shape::kGroups);
-  return reinterpret_cast<const unsigned char*>(g_weights) +
-         (static_cast<long long>(half / kBlockHalves) * columns + block) * (kBlockHalves * kBytes) +
-         half % kBlockHalves * kBytes;
-}
-
+// `weights` are those of the layout, at no unit yet.
 template <typename Shape, typename Element>
-__device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Element>& operands, const TensorMap* x_map,
-                                                    const BulkLayout<Shape> layout, int tiles, int early_stages) {
+__device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& operands, const TensorMap* x_map,
+                                              typename Shape::Weights weights, const BulkLayout<Shape> layout, int tiles,
+                                              int early_stages) {
+  using Weights = typename Shape::Weights;
   unsigned char* s_memory = dynamic_shared_for_boxes();
   const unsigned s_base = shared_address(s_memory);
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
@@ -101,8 +95,9 @@ __device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Elemen
   const int columns = (operands.ic + kBlockDepth - 1) / kBlockDepth;
   const int chunks = (columns + Shape::kDepthWarps - 1) / Shape::kDepthWarps;
   const int all_tiles = (operands.oc + Shape::kChannels - 1) / Shape::kChannels;
-  const int first_tile = static_cast<int>(blockIdx.x) * tiles;
-  const int end_tile = first_tile + tiles < all_tiles ? first_tile + tiles : all_tiles;
+  const int tile_step = Weights::kNeighboursTogether ? static_cast<int>(gridDim.x) : 1;
+  const int first_tile = static_cast<int>(blockIdx.x) * (Weights::kNeighboursTogether ? 1 : tiles);
+  const int end_tile = Weights::kNeighboursTogether || first_tile + tiles > all_tiles ? all_tiles : first_tile + tiles;
   const int first_token = static_cast<int>(blockIdx.y) * layout.tokens;
   const bool resident = layout.slots >= chunks;  // chunk c stays in slot c
   const unsigned s_full = s_base + layout.full_barriers();
@@ -132,30 +127,25 @@ __device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Elemen
   const unsigned s_units = s_base + layout.unit_barriers() + warp * layout.stages * kBarrierBytes;
   constexpr int kTileHalves = Shape::kChannels / kBlockChannels;
   const int first_half = warp % Shape::kRowWarps * Shape::kBlocks;  // of this warp in a tile
-  const int all_halves = (operands.oc + kTileChannels - 1) / kTileChannels * kBlockHalves;
+  const int all_halves = Weights::halves(operands.oc);
 
   // The next unit to copy. A tile may have none for this warp: what it takes beyond oc, and blocks beyond ic.
   int next_tile = depth_warp < columns ? first_tile : end_tile;
   int next_block = depth_warp;
-  const unsigned char* g_next;
   const auto start_tile = [&] {
     const int half = next_tile * kTileHalves + first_half;
     if (half >= all_halves) next_tile = end_tile;
-    g_next = first_unit<Shape>(operands.weights, columns, half, depth_warp);
+    weights.start(columns, half, depth_warp);
   };
   const auto copy_unit = [&](int stage) {
     const unsigned s_barrier = s_units + stage * kBarrierBytes;
-    mbarrier_arrive_expecting(s_barrier, Shape::kUnitBytes);
-    if (gridDim.y == 1) {
-      bulk_copy_once(s_ring_address + stage * Shape::kUnitBytes, g_next, Shape::kUnitBytes, s_barrier);
-    } else {  // other tokens' CTAs read the same
-      bulk_copy(s_ring_address + stage * Shape::kUnitBytes, g_next, Shape::kUnitBytes, s_barrier);
-    }
-    g_next += Shape::kDepthWarps * kBlockHalves * block_bytes(Shape::kGroups);
+    mbarrier_arrive_expecting(s_barrier, Weights::kCopiedBytes);
+    weights.copy(s_ring_address + stage * Weights::kUnitBytes, s_barrier, gridDim.y == 1);
+    weights.advance();
     next_block += Shape::kDepthWarps;
     if (next_block >= columns) {
       next_block = depth_warp;
-      ++next_tile;
+      next_tile += tile_step;
       start_tile();
     }
   };
@@ -184,7 +174,7 @@ __device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Elemen
   __syncthreads();  // the barriers can be used
   if (copies_x) {
     if (lane == 0) {
-      const int wanted = resident ? chunks : chunks * (end_tile - first_tile);
+      const int wanted = resident ? chunks : chunks * ((end_tile - first_tile + tile_step - 1) / tile_step);
       while (copied < wanted) copy_chunk();
     }
     return;
@@ -198,7 +188,7 @@ __device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Elemen
   RingPlace unit;
   RingPlace slot;
 #pragma unroll 1
-  for (int tile = first_tile; tile < end_tile; ++tile) {
+  for (int tile = first_tile; tile < end_tile; tile += tile_step) {
     const bool padding = tile * kTileHalves + first_half >= all_halves;
     float sums[Shape::kTilesM][Shape::kTilesN][4] = {};
 #pragma unroll 1
@@ -206,14 +196,14 @@ __device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Elemen
       const unsigned parity = resident ? 0 : slot.parity;
       if (block < columns && !padding) {
         mbarrier_wait(s_units + unit.place * kBarrierBytes, unit.parity);
-        const HeldBlocks<Shape> held(SharedBlocks<Shape>{s_ring + unit.place * Shape::kUnitBytes, lane});
+        const typename Weights::Held held = Weights::hold(s_ring + unit.place * Weights::kUnitBytes, lane);
         __syncwarp();  // all lanes have what they need of the unit
         if (lane == 0 && next_tile < end_tile) copy_unit(unit.place);
         unit.advance(layout.stages);
         mbarrier_wait(s_full + slot.place * kBarrierBytes, parity);
         const unsigned s_boxes = s_base + slot.place * layout.slot_bytes() +
                                  static_cast<unsigned>(depth_warp * kBlockBoxes * layout.tokens * kBoxRowBytes);
-        multiply_block<Shape, Element>(held, TokenBoxes{s_boxes, layout.tokens}, lane, operands.scales_bf16, sums);
+        Weights::template multiply<Element>(held, TokenBoxes{s_boxes, layout.tokens}, lane, operands.scales_bf16, sums);
       } else if (!resident) {
         // A warp that has nothing to do must not arrive for a chunk while others have not for the one before.
         mbarrier_wait(s_full + slot.place * kBarrierBytes, parity);
@@ -237,11 +227,12 @@ __device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Elemen
 #pragma unroll
       for (int n = 0; n < Shape::kTilesN; ++n) {
         float* s_token = s_warp + (8 * n + quad * 2) * Shape::kChannels;
-        const int channel = (16 * m + lane / 4) ^ quad * 8;
-        s_token[channel] = sums[m][n][0];
-        s_token[Shape::kChannels + channel] = sums[m][n][1];
-        s_token[channel ^ 8] = sums[m][n][2];
-        s_token[Shape::kChannels + (channel ^ 8)] = sums[m][n][3];
+        const int upper = Weights::channel(lane, m, 0) ^ quad * Weights::kExchanged;
+        const int lower = Weights::channel(lane, m, 1) ^ quad * Weights::kExchanged;
+        s_token[upper] = sums[m][n][0];
+        s_token[Shape::kChannels + upper] = sums[m][n][1];
+        s_token[lower] = sums[m][n][2];
+        s_token[Shape::kChannels + lower] = sums[m][n][3];
       }
     }
     partial_barrier<Shape::kWarps * kWarpLanes>();
@@ -254,7 +245,7 @@ __device__ __forceinline__ void awq_gemm_tiled_bulk(const AwqGemmOperands<Elemen
       const int pair = index % kPairs * 2;
       const long long channel = static_cast<long long>(tile) * Shape::kChannels + pair;
       if (first_token + token >= operands.m || channel >= operands.oc) continue;
-      const float* s_pair = s_sums + token * Shape::kChannels + (pair ^ token / 2 % 4 * 8);
+      const float* s_pair = s_sums + token * Shape::kChannels + (pair ^ token / 2 % 4 * Weights::kExchanged);
       float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
       for (int part = 0; part < Shape::kDepthWarps; ++part) {
