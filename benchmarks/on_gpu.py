@@ -37,6 +37,9 @@ class Step:
 
 
 _BENCH = ("--no-plot", "--budget")
+_DECODE = ("--preset", "frontier", "--layout", "tiled", "--layout", "hf_gemm")
+_TILED = ("--output", str(HERE / "results" / "{device}" / "awq_tiled"), *_BENCH)
+_OTHER = ("--output", str(HERE / "results" / "{device}" / "awq_other"), *_BENCH)
 _VARIANTS = ("--output", str(HERE / "results" / "{device}" / "awq_variants"), *_BENCH)
 _GROUPS = ("--group-size", "32", "--group-size", "64")
 _MODELS = tuple(
@@ -48,8 +51,22 @@ STEPS = (
     Step("awq_linear", "awq_linear.py", (), 60),
     Step("awq_repack", "awq_repack.py", (), 90),
     Step("models", "models.py", (), 240),
-    Step("awq", "awq.py", (*_BENCH, "6m", "--preset", "frontier", "--replace"), 430),
-    # A second file, begun anew: other elements and groups, rows between tiles, and layers of further models.
+    # Decoding; then many rows of TILED weights, those between tiles too; then what the first leaves out.
+    Step("awq", "awq.py", (*_BENCH, "4m", *_DECODE, "--m", "1,2,4,8,16,32", "--replace"), 300),
+    Step(
+        "awq_tiled",
+        "awq.py",
+        (*_TILED, "3m", "--preset", "frontier", "--layout", "tiled", "--m", "64,128,256,512,1024,4096", "--replace"),
+        240,
+    ),
+    Step(
+        "awq_ragged",
+        "awq.py",
+        (*_TILED, "1m", "--shape", "14336x4096", "--layout", "tiled", "--m", "65,100,200,300,1000,3000"),
+        120,
+    ),
+    Step("awq_other", "awq.py", (*_OTHER, "5m", "--preset", "frontier", "--layout", "oc_major", "--replace"), 360),
+    # Other elements and groups, and layers of further models.
     Step(
         "awq_bf16",
         "awq.py",
@@ -58,7 +75,6 @@ STEPS = (
     ),
     Step("awq_groups", "awq.py", (*_VARIANTS, "1m", "--preset", "frontier", "--m", "1,16", *_GROUPS), 120),
     Step("awq_models", "awq.py", (*_VARIANTS, "2m", *_MODELS, "--m", "1,16"), 180),
-    Step("awq_ragged", "awq.py", (*_VARIANTS, "1m", "--shape", "14336x4096", "--m", "65,100,200,300,1000,3000"), 120),
     Step("awq_profile", "awq_profile.py", (), 150),
     Step("soak", "soak.py", (), 120),
 )
