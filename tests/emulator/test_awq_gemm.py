@@ -124,13 +124,10 @@ def test_a_token_has_the_same_bits_in_every_tile_of_one_range(registry, group, i
 def test_tiles_taken_whole_and_tiles_that_are_split_meet(modules, monkeypatch, tokens, group, element):
     registry = emulated_registry(EmulatorBackend(modules, HOPPER_SLICE))
     monkeypatch.setattr(bp, "default_registry", lambda: registry)
-    monkeypatch.setattr(wide, "_cut", lambda desc, device: wide.WideCut.of(
-        desc, device, tokens, resident=wide._resident(desc, tokens), splitting=True
-    ))
+    monkeypatch.setattr(wide, "_cut", lambda desc, device: wide.WideCut.of(desc, device, tokens, splitting=True))
     # A thread block has one tile and a part of another, or more; the last channels, tokens and blocks of ic are ragged.
-    rows, ic = (5, 2112) if tokens == 32 else (2, 1088)
     descriptor = bp.Int4AwqGemmDescriptor(
-        rows * tokens + 9, ic + 64 * (group == 128), 264, group, None, TILED, bp.ElementKind[element],
+        2 * tokens + 9, 1088 + 64 * (group == 128), 264, group, None, TILED, bp.ElementKind[element],
         epilogue=bp.EpilogueKind.BIAS_GELU,
     )  # fmt: skip
     case = _case(registry, "wide", descriptor)

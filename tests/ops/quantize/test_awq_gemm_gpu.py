@@ -303,15 +303,13 @@ def test_reruns_alone_and_beside_a_busy_stream_give_the_same_bits(torch, m, layo
 def test_wide_tiles_of_every_size_are_right_whole_and_split(torch, monkeypatch, tokens, group_size, element):
     ic, oc = 2176, 264
     device = bp.default_registry().device(0)
-    # Three tiles of channels; with them a round of thread blocks, two an SM at most, and some tiles more.
-    rows = -(-2 * device.sm_count // 3) * tokens + tokens // 2 + 1
+    # Three tiles of channels; with them a round of thread blocks, and some tiles more.
+    rows = -(-device.sm_count // 3) * tokens + tokens // 2 + 1
     layer = Layer(torch, ic, oc, group_size, TILED, element)
     kernels = [kernel for kernel in _kernels(layer.descriptor(rows)) if kernel.sku.variant == "wide_tiled"]
     if not kernels:
         pytest.skip("sm90a code does not run here")
-    monkeypatch.setattr(wide, "_cut", lambda desc, device: wide.WideCut.of(
-        desc, device, tokens, splitting=True
-    ))
+    monkeypatch.setattr(wide, "_cut", lambda desc, device: wide.WideCut.of(desc, device, tokens, splitting=True))
     x = layer.activation(rows)
     bias = torch_randn(torch, (oc,), layer.random).to(layer.dtype)
     for kernel in kernels:

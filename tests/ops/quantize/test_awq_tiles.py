@@ -242,14 +242,16 @@ def test_warpgroups_take_every_tile_whole_or_in_parts(oc, ic, m, group_size):
     main, *rest = plan.launches
     *_, stages, whole, split, splits, panel = main.parameters
     tokens = int(re.search(r"_t(\d+)_", main.entry)[1])
-    slots = 132 * (2 if tokens == 32 and group_size != 32 else 1)
+    pairs = 2 if tokens == 32 and group_size != 32 else 1
     assert whole + split == -(-m // tokens) * -(-oc // 128)
-    assert main.grid == (min(slots, max(whole, split * splits)), 1, 1) or main.grid[0] == slots
+    assert main.grid == (min(132, max(whole, split * splits)), 1, 1) or main.grid[0] == 132
+    assert main.block[0] == {1: 384 if tokens == 256 else 288, 2: 544}[pairs]
     assert split * splits <= main.grid[0]
     assert (splits > 1) == (split > 0) == (len(rest) == 1)
     assert plan.workspace_size == split * splits * 128 * tokens * 4
-    assert main.shared_bytes <= (227 if slots == 132 else 113) * 1024
+    assert main.shared_bytes <= 227 * 1024
     assert stages >= 2
+    assert stages % (2 * pairs) == 0 or pairs == 1
     assert panel >= 1
     assert main.overlaps
     for finish in rest:
