@@ -39,6 +39,7 @@ class Step:
 _BENCH = ("--no-plot", "--budget")
 _DECODE = ("--preset", "frontier", "--layout", "tiled", "--layout", "hf_gemm")
 _TILED = ("--output", str(HERE / "results" / "{device}" / "awq_tiled"), *_BENCH)
+_APART = ("--layout", "oc_major", "--layout", "hf_gemm")
 _OTHER = ("--output", str(HERE / "results" / "{device}" / "awq_other"), *_BENCH)
 _VARIANTS = ("--output", str(HERE / "results" / "{device}" / "awq_variants"), *_BENCH)
 _GROUPS = ("--group-size", "32", "--group-size", "64")
@@ -65,7 +66,7 @@ STEPS = (
         (*_TILED, "1m", "--shape", "14336x4096", "--layout", "tiled", "--m", "65,100,200,300,1000,3000"),
         120,
     ),
-    Step("awq_other", "awq.py", (*_OTHER, "5m", "--preset", "frontier", "--layout", "oc_major", "--replace"), 360),
+    Step("awq_other", "awq.py", (*_OTHER, "5m", "--preset", "frontier", *_APART, "--replace"), 360),
     # Other elements and groups, and layers of further models.
     Step(
         "awq_bf16",

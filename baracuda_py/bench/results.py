@@ -165,7 +165,8 @@ class Results:
             best = fastest(row for row in rows if row["kind"] == OURS and row["selected"])
             dense = fastest(row for row in rows if row["kind"] == DENSE)
             if (oc, ic) in largest and m in _HEADLINE_ROWS and best and dense:
-                what = f"AWQ GEMM {element} over {dense['kernel'].replace('_', ' ')}, {oc} x {ic}, m = {m}"
+                layout = "" if best["layout"] in ("", AwqWeightLayout.TILED.value) else f", {best['layout']}"
+                what = f"AWQ GEMM {element} over {dense['kernel'].replace('_', ' ')}, {oc} x {ic}, m = {m}{layout}"
                 lines.append({"what": what, "value": best["over_dense"], "unit": "x"})
         return lines
 

@@ -70,6 +70,10 @@ def test_headlines_are_of_the_fastest_that_is_selected_on_the_largest_weights(re
     assert lines["AWQ GEMM f16 over cublas f16, 4096 x 4096, m = 8"] == 10 / 40
     assert {line["unit"] for line in results.headlines()} == {"x"}
     assert len(lines) == 2 * 2 * 2  # elements, weights, rows
+    results.rows = [row for row in results.rows if row["layout"] != "tiled"]
+    others = {line["what"] for line in results.headlines()}
+    assert others
+    assert all(what.endswith((", oc_major", ", hf_gemm")) for what in others)
 
 
 def test_json_and_csv_hold_the_same_rows_with_the_documented_columns(results, tmp_path):

@@ -102,9 +102,9 @@ def test_a_layer_of_any_checkpoint_format_becomes_one(format, layout, tmp_path, 
 
 
 def in_fp8(x):
-    """The rows as fp8 with a scale each stands for them: what `QuantizePerToken` says it does."""
+    """The rows as fp8 with a scale each stands for them: what `QuantizePerToken` says it does, ties included."""
     scales = x.float().abs().amax(-1, keepdim=True) / 448
-    return (x.float() / scales).to(torch.float8_e4m3fn).double() * scales.double()
+    return (x.float() * (1 / scales)).to(torch.float8_e4m3fn).double() * scales.double()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -124,7 +124,7 @@ def test_many_rows_are_multiplied_in_fp8_where_it_is_asked_for(bias, dtype, devi
         assert not torch.equal(y, plain[1])
         added = 0 if module.bias is None else module.bias.double().cpu()
         exact = in_fp8(many.cpu()) @ w.T + added
-        limit = 2e-3 if dtype is torch.float16 else 4e-3
+        limit = 5e-4 if dtype is torch.float16 else 3e-3
         assert torch.linalg.norm(y.double().cpu() - exact) <= limit * torch.linalg.norm(exact)
         assert torch.equal(other(many), plain[1]), "a module of the same sizes is not asked"
     module.fp8_rows = None

@@ -184,13 +184,16 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
 
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
-    tile = _tile(desc, device)
+    tile, sms = _tile(desc, device), max(device.sm_count, 1)
     busy = _ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS / (
-        tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels * max(device.sm_count, 1)
+        tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels * sms
     )  # fmt: skip
-    again = 0.9 * (_ceil_div(desc.m, 16) - 1)  # reads of the weights from L2, and the arithmetic, which starts to count
+    # Reads of the weights again, from L2, and the arithmetic, which starts to count; less on SMs that would be idle.
+    passes = _ceil_div(desc.m, 16)
+    rounds = _ceil_div(tile.blocks(desc.oc, device.sm_count) * passes, sms)
+    again = 0.9 * (rounds - 1) + 0.2 * (passes - rounds)
     # Of HF_GEMM, and more than 8 tokens, of whose x takes a share of what an SM can be sent: measured on an H100.
-    share, idle, more = (0.8, 0.25, 1.15) if desc.scales_apart else (0.9, 0.1, 1.12)
+    share, idle, more = (0.6, 0.25, 1.1) if desc.scales_apart else (0.72, 0.25, 1.08)
     tokens = 1.0 if desc.m <= 8 else more
     return (3.2 + streaming_us(desc, device, share * min(1.0, busy + idle))) * (1 + again) * tokens
 
