@@ -192,10 +192,11 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     passes = _ceil_div(desc.m, 16)
     rounds = _ceil_div(tile.blocks(desc.oc, device.sm_count) * passes, sms)
     again = 0.9 * (rounds - 1) + 0.2 * (passes - rounds)
-    # Of HF_GEMM, and more than 8 tokens, of whose x takes a share of what an SM can be sent: measured on an H100.
-    share, idle, more = (0.6, 0.25, 1.1) if desc.scales_apart else (0.72, 0.25, 1.08)
+    # The share of bandwidth that is reached, where busy SMs take some of what idle ones leave; and how much longer more
+    # than 8 tokens take, whose x is a good part of what an SM is sent. Measured on an H100.
+    share, more = (0.6, 1.1) if desc.scales_apart else (0.72, 1.08)
     tokens = 1.0 if desc.m <= 8 else more
-    return (3.2 + streaming_us(desc, device, share * min(1.0, busy + idle))) * (1 + again) * tokens
+    return (3.2 + streaming_us(desc, device, share * min(1.0, busy + 0.25))) * (1 + again) * tokens
 
 
 _LIMITS = (
@@ -209,7 +210,7 @@ _LIMITS = (
 def sm90a_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
     """The kernels that read weights in `layout`, TILED or HF_GEMM, for every element and epilogue."""
     reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
-    rows = multiple_of("oc", 32, why="copies begin at 16 bytes, the weights of 32 output channels")
+    channels = multiple_of("oc", 32, why="copies begin at 16 bytes, the weights of 32 output channels")
     apart = {} if layout.holds_scales else {"scales": 16, "zeros": 16}
     return tuple(
         Kernel(
@@ -220,7 +221,7 @@ def sm90a_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
             ),
             PtxCode(_module(layout.value, element, 1), _ARCH, _launches),
             cost=_cost,
-            rules=(reads, *_LIMITS, *(() if layout.holds_scales else (rows,))),
+            rules=(reads, *_LIMITS, *(() if layout.holds_scales else (channels,))),
             alignment={"activation": 16, "weight_packed": 16, **apart},
             doc="decoding: weights read as one stream by bulk copies, no workspace, a row's bits the same at every m",
         )

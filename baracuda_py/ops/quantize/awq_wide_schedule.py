@@ -22,8 +22,8 @@ _SUM_BYTES = 4
 _OUTPUT_BYTES = 2
 _RESERVED_BYTES = 1024  # of shared memory, that an SM keeps for each of its thread blocks
 # A second launch that begins early would crowd the SMs that are free first: with shared memory, which they have no use
-# for, no more of its thread blocks fit an SM than its share. Where that is more than this, to begin early gains nothing
-# (4096 x 14336 at m = 256 on an H100: 48.8 us instead of 47.6; 14336 x 4096 at m = 32: 20.8 instead of 22.0).
+# for, no more of its thread blocks fit an SM than its share. Up to this share it saves (8192 x 8192 at m = 64 on an
+# H100: 26.4 us instead of 27.5); beyond, it costs (4096 x 14336 at m = 256: 48.8 instead of 47.6).
 _EARLY_SHARE = 4
 
 

@@ -92,9 +92,12 @@ _OF_VARIANT: dict[str, tuple[Any, ...]] = {
     ),
     # There, more tiles than SMs take at a time, so short that no wait for a stage parts one from the next; by two pairs
     # of warpgroups, and by one.
-    "wide_tiled": tuple(
-        bp.Int4AwqGemmDescriptor(m, 256, 2056, 128, None, _TILED, element)
-        for m in (20, 36) for element in (bp.ElementKind.F16, bp.ElementKind.BF16)
+    "wide_tiled": (
+        *(
+            bp.Int4AwqGemmDescriptor(m, 256, 2056, 128, None, _TILED, element)
+            for m in (20, 36) for element in (bp.ElementKind.F16, bp.ElementKind.BF16)
+        ),
+        bp.Int4AwqGemmDescriptor(20, 128, 264, 128, None, _TILED),  # nothing for the second pair
     ),
 }
 

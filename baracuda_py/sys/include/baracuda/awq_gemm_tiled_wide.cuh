@@ -18,7 +18,6 @@
 #include "baracuda/awq_gemm_wide_store.cuh"
 #include "baracuda/bulk_copy.cuh"
 #include "baracuda/grid_dependency.cuh"
-#include "baracuda/made_anew.cuh"
 #include "baracuda/mbarrier.cuh"
 #include "baracuda/partial_barrier.cuh"
 #include "baracuda/register_count.cuh"
@@ -39,7 +38,7 @@ BARACUDA_CONSTANT(kWideManyThreads, 384);
 constexpr int kBlockSteps = kBlockDepth / 16;       // k16 steps of a block
 constexpr int kRoundSteps = 2;                      // that are multiplied, and made, at a time
 constexpr int kRounds = kBlockSteps / kRoundSteps;  // of a block
-constexpr int kSets = 4;                            // of fragments: one is made while instructions that run read two
+constexpr int kSets = 4;  // of fragments: one is made while instructions that run read two; a divisor of the rounds
 constexpr unsigned kStageBarrierBytes = 2 * kBarrierBytes;
 
 // Shapes of one entry point.
@@ -48,7 +47,9 @@ struct WideShape {
   static constexpr int kTokens = kTokenCount;
   static constexpr int kGroups = kGroupCount;  // of a block
   static constexpr int kSums = kTokens / 2;    // of a thread
-  // Few sums and groups leave room for more warps, which hide more of each other's waits: they share out the blocks.
+  // Few sums and groups leave room for more warps, which hide more of each other's waits: two pairs of warpgroups take a
+  // block each in turn. `stages` is then a multiple of four, so that a place is always the same pair's: a wait for its next
+  // phase would be passed too early by one that has not seen the last one end.
   static constexpr int kDepths = kTokens <= kWideTwoTokens && kGroups <= kWideTwoGroups ? 2 : 1;
   static constexpr int kTiles = kWideChannels / kTileChannels;  // a warpgroup each
   static constexpr int kTileWarps = kWarpgroupThreads / kWarpLanes;
@@ -248,7 +249,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
       r_weights.make(0);
     }
     int before = -1;  // the stage that instructions before these may still read
-// A jump back costs tens of cycles, which two warps a scheduler do not hide.
+// A jump back costs tens of cycles, which few warps a scheduler do not hide.
 #pragma unroll(Shape::kUnroll)
     for (int block = first_block; block < work.end; block += Shape::kDepths) {
       const bool more = block + Shape::kDepths < work.end;
@@ -287,8 +288,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
     wgmma_wait<0>();
     if (Shape::kDepths == 1 || before >= 0) release(before);
     wgmma_settle(sums);
-    // Of the warpgroup. What follows from it is not worth registers while blocks are multiplied.
-    const int thread = static_cast<int>(made_anew(threadIdx.x)) % kWarpgroupThreads;
+    const int thread = thread_read_here() % kWarpgroupThreads;  // of the warpgroup
     if constexpr (Shape::kDepths == 2) {
       // (kSums / 4, threads), four sums each; the barriers are the pair's that has the tile.
       float4* s_sums = reinterpret_cast<float4*>(s_memory + exchanged) + tile * (Shape::kSums / 4 * kWarpgroupThreads) + thread;

@@ -8,7 +8,8 @@
 //
 // Up to kWideTwoTokens tokens and kWideTwoGroups groups kWideTwoThreads threads, beyond kWideFewTokens tokens
 // kWideManyThreads, else kWideThreads. Dynamic shared memory: `stages` times 128 * t + 16 bytes, half as many times, rounded
-// up, 4 * (2048 + 80 g) bytes, 2 * kWideStoreBytes, and, with kWideTwoThreads, 512 * t; four stages or more.
+// up, 4 * (2048 + 80 g) bytes, 2 * kWideStoreBytes, and, with kWideTwoThreads, 512 * t. Two stages or
+// more; with kWideTwoThreads a multiple of four.
 //
 // Partial sums of split tiles go to parts, (split, splits, kWideChannels, t) of f32 in an order of their own. The entry
 // `_finish`, grid (split * t / 8, 1, 1), kWideFinishThreads threads, 128 * kWideFinishTokens bytes of dynamic shared memory,

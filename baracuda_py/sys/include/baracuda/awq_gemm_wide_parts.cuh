@@ -4,6 +4,7 @@
 
 #include "baracuda/awq_gemm_wide_schedule.cuh"
 #include "baracuda/awq_gemm_wide_store.cuh"
+#include "baracuda/global_load.cuh"
 #include "baracuda/grid_dependency.cuh"
 #include "baracuda/shared_memory.cuh"
 
@@ -53,7 +54,7 @@ __device__ __forceinline__ void awq_gemm_wide_finish(const AwqGemmOperands<Eleme
                            strip * (kWideFinishTokens / 8 * kWarpgroupThreads) + thread;
 #pragma unroll
     for (int i = 0; i < kWideFinishTokens / 8; ++i) {
-      const float4 part = g_part[i * kWarpgroupThreads];
+      const float4 part = load_coherent(g_part + i * kWarpgroupThreads);
       sums[4 * i] += part.x;
       sums[4 * i + 1] += part.y;
       sums[4 * i + 2] += part.z;

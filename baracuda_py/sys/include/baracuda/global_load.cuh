@@ -11,6 +11,16 @@ __device__ __forceinline__ float load_coherent(const float* address) {
   return value;
 }
 
+// At a multiple of 16 bytes.
+__device__ __forceinline__ float4 load_coherent(const float4* address) {
+  float4 value;
+  asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "l"(address)
+               : "memory");
+  return value;
+}
+
 // Of f16 or bf16.
 template <typename Element>
 __device__ __forceinline__ Element load_coherent(const Element* address) {
