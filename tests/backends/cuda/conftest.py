@@ -40,10 +40,11 @@ class Zygote:
         return json.loads(answer) if answer else "the stub's process ended; see its stderr above"
 
     def close(self) -> None:
-        """End it."""
+        """End it, and close its pipes."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        with self._process:
+            self._process.stdin.close()
+            self._process.wait(timeout=30)
 
 
 def _with_library(folder: Path) -> Zygote:
