@@ -198,11 +198,11 @@ def test_one_launch_without_a_workspace_whose_warps_do_not_depend_on_m(m, device
 SHAPES = [(4096, 4096), (14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192), (8192, 28672), (896, 896), (64, 64)]
 
 
-def _bulk(m: int, ic: int, oc: int, group_size: int = 128):
+def _bulk(m: int, ic: int, oc: int, group_size: int = 128, layout: bp.AwqWeightLayout = TILED):
     """The one launch of the kernel of bulk copies, on an H100."""
-    desc = bp.Int4AwqGemmDescriptor(m, ic, oc, group_size, split_k_iters=None, weight_layout=TILED)
+    desc = bp.Int4AwqGemmDescriptor(m, ic, oc, group_size, split_k_iters=None, weight_layout=layout)
     (bulk,) = (one.sku for one in bp.explain(desc, "sm_90a").candidates
-               if one.refusal is None and one.sku.variant == "bulk_tiled")  # fmt: skip
+               if one.refusal is None and one.sku.variant == f"bulk_{layout.value}")  # fmt: skip
     plan = bp.default_registry().plan(bulk, desc, "sm_90a")
     (launch,) = plan.launches
     assert plan.workspace_size == 0
@@ -210,20 +210,31 @@ def _bulk(m: int, ic: int, oc: int, group_size: int = 128):
     return launch
 
 
+def _channels(launch) -> int:
+    """Of a tile."""
+    return int(re.search(r"_c(\d+)_", launch.entry)[1])
+
+
+@pytest.mark.parametrize("layout", [TILED, bp.AwqWeightLayout.HF_GEMM], ids=lambda layout: layout.value)
 @pytest.mark.parametrize("group_size", [32, 64, -1])
 @pytest.mark.parametrize(("oc", "ic"), SHAPES)
-def test_the_tiles_and_warps_of_bulk_copies_do_not_depend_on_m(oc, ic, group_size):
-    launches = [_bulk(m, ic, oc, group_size) for m in (1, 7, 8, 9, 16, 17, 300)]
-    assert len({(one.grid[0], one.block, one.entry.split("_t")[1].partition("_")[2]) for one in launches}) == 1
+def test_the_tiles_and_warps_of_bulk_copies_do_not_depend_on_m(oc, ic, group_size, layout):
+    launches = [_bulk(m, ic, oc, group_size, layout) for m in (1, 7, 8, 9, 16, 17, 300)]
+    assert len({(one.grid[0], one.block, _channels(one)) for one in launches}) == 1
     assert [one.grid[1] for one in launches] == [1, 1, 1, 1, 1, 2, 19]
     for launch in launches:
         *_, tokens, stages, slots, tiles, early = launch.parameters
         assert launch.grid[0] <= 132, "one wave"
-        assert launch.grid[0] * tiles * int(re.search(r"_c(\d+)_", launch.entry)[1]) - oc >= 0
+        assert launch.grid[0] * tiles * _channels(launch) - oc >= 0
         assert launch.shared_bytes <= 227 * 1024
         assert 1 <= early.plain <= early.overlapping == stages
         assert slots >= 1
         assert tokens <= int(re.search(r"_t(\d+)_", launch.entry)[1])
+
+
+def test_narrow_boxes_of_hf_gemm_weights_serve_where_wide_ones_leave_most_sms_idle():
+    found = {oc: _channels(_bulk(1, 4096, oc, layout=bp.AwqWeightLayout.HF_GEMM)) for oc in (896, 4096, 8192, 28672)}
+    assert found == {896: 32, 4096: 64, 8192: 64, 28672: 128}
 
 
 def _wide(m, ic, oc, group_size=32):
