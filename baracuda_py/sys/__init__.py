@@ -58,12 +58,14 @@ class Entry:
         parameter_nbytes: size of each parameter, in order.
         max_threads: threads a block that the kernel was compiled for, or None when it declares no bound.
         resources: by compute capability.
+        cluster: thread blocks along x that run as a cluster; every grid's x is a multiple of it.
     """
 
     name: str
     parameter_nbytes: tuple[int, ...]
     max_threads: int | None
     resources: Mapping[Capability, Resources] = field(hash=False)
+    cluster: int = 1
 
 
 @frozen(slots=False)
@@ -169,4 +171,5 @@ def _entry(name: str, facts: Mapping[str, Any]) -> Entry:
         parameter_nbytes=tuple(facts["parameter_nbytes"]),
         max_threads=facts["max_threads"],
         resources=MappingProxyType(resources),
+        cluster=facts.get("cluster", 1),
     )

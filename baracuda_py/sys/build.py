@@ -58,6 +58,7 @@ def build_module(source: Source, toolchain: Toolchain) -> tuple[bytes, bytes]:
         entry.name: {
             "parameter_nbytes": entry.parameter_nbytes,
             "max_threads": entry.max_threads,
+            **({"cluster": entry.cluster} if entry.cluster != 1 else {}),
             "resources": {},
         }
         for entry in ptx_entries(text)

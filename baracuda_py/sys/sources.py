@@ -108,11 +108,13 @@ class Source:
 
 @dataclass(frozen=True)
 class PtxEntry:
-    """One `.visible .entry`: its symbol, each parameter's size in bytes, and its declared threads a block."""
+    """One `.visible .entry`: its symbol, each parameter's size in bytes, its declared threads a block, and blocks a
+    cluster, along x."""
 
     name: str
     parameter_nbytes: tuple[int, ...]
     max_threads: int | None
+    cluster: int = 1
 
 
 def find_sources(root: Path) -> list[Source]:
@@ -122,13 +124,14 @@ def find_sources(root: Path) -> list[Source]:
 
 
 def ptx_entries(ptx: str) -> Iterator[PtxEntry]:
-    """The kernels of a PTX text, in its order."""
+    """The kernels of a PTX text, in its order. Raises SourceError for clusters that are not along x."""
     for name, parameters, bounds in re.findall(r"\.entry (\w+)\((.*?)\)([^{]*)\{", ptx, re.DOTALL):
         threads = re.search(r"\.maxntid (\d+)(?:, (\d+))?(?:, (\d+))?", bounds)
         yield PtxEntry(
             name=name,
             parameter_nbytes=tuple(map(_parameter_nbytes, re.findall(r"\.param ([^\n]+)", parameters))),
             max_threads=_product(threads.groups("1")) if threads else None,
+            cluster=_cluster(name, bounds),
         )
 
 
@@ -145,6 +148,17 @@ def ptx_paths(ptx: str) -> list[str]:
     # A path needs two components of letters, so that a comment such as /4 or a // never counts.
     tell = re.compile(r"^\s*\.(file|loc)\b|[\s\"'(=](/\w[\w.+-]*){2,}|\b[A-Za-z]:\\")
     return [line for line in ptx.splitlines() if tell.search(line)]
+
+
+def _cluster(name: str, bounds: str) -> int:
+    """Blocks of `.explicitcluster .reqnctapercluster 2, 1, 1`; 1 without it."""
+    found = re.search(r"\.reqnctapercluster (\d+)(?:, (\d+))?(?:, (\d+))?", bounds)
+    if found is None:
+        return 1
+    x, y, z = found.groups("1")
+    if (y, z) != ("1", "1"):
+        raise SourceError(f"{name}: a cluster has blocks along x only: write __cluster_dims__({x}, 1, 1)")
+    return int(x)
 
 
 def _parameter_nbytes(declaration: str) -> int:

@@ -21,15 +21,16 @@ from baracuda_py.vocab.code import PtxCode
 _ORDERS = re.compile(
     r"__sync(?:threads|warp)\(\);|cp_async_commit\(\);|cp_async_wait<[^;]*>\(\);"
     r"|partial_barrier(?:_arrive)?<[^;]*>\([^;]*\);|mbarrier_(?:wait|arrive|fence_init)\([^;]*\);"
-    r"|turns\.(?:begin|pass)\(\);|wgmma_(?:fence|commit)\(\);|wgmma_wait<[^;]*>\(\);"
+    r"|cluster_(?:arrive|arrive_relaxed|wait)\(\);|turns\.(?:begin|pass)\(\);|wgmma_(?:fence|commit)\(\);|wgmma_wait<[^;]*>\(\);"
 )
 
-_DEFINED = ("cp_async.cuh", "mbarrier.cuh", "partial_barrier.cuh", "wgmma.cuh")  # headers that define them
+# Headers that define them.
+_DEFINED = ("cluster.cuh", "cp_async.cuh", "mbarrier.cuh", "partial_barrier.cuh", "wgmma.cuh")
 
 _FAULTS = (
     "since the last barrier|not waited for|not written|in flight|never ends|no fence|do not reach|more threads arrive"
     "|left the kernel without|nobody waits for|there is no mbarrier|no fence orders|matrix instructions run"
-    "|since the last wait"
+    "|since the last wait|no cluster barrier|has ended|might have ended|without a wait|without an arrival"
 )
 
 # Statements that may go without harm: file, the statement and as much behind it as tells it apart, its reason to stay.

@@ -20,20 +20,24 @@ __all__ = ["Bench"]
 
 
 class Bench:
-    """The kernels of one file, each of signature (const In* in, Out* out)."""
+    """The kernels of one file, each of signature (const In* in, Out* out).
+
+    Attributes:
+        library: what they were compiled to.
+    """
 
     def __init__(self, modules: Modules, path: Path) -> None:
-        self._library: Library = modules.compile({path.stem: Unit(path, _entries(path.read_text("utf-8")))})[path.stem]
+        self.library: Library = modules.compile({path.stem: Unit(path, _entries(path.read_text("utf-8")))})[path.stem]
         self._memory = Memory()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The kernels."""
-        return tuple(self._library.kernels)
+        return tuple(self.library.kernels)
 
     def run(
         self, name: str, given: NDArray[Any], like: NDArray[Any], *, block: int, grid: int = 1,
-        shared_bytes: int = 0, schedule: Schedule | None = None,
+        cluster: int = 1, shared_bytes: int = 0, schedule: Schedule | None = None,
     ) -> NDArray[Any]:  # fmt: skip
         """What a kernel makes of `given`, in an array like `like`; both end at an inaccessible page. Raises Fault."""
         allocations = [self._memory.allocate(values.nbytes, values.dtype.itemsize) for values in (given, like)]
@@ -43,7 +47,8 @@ class Bench:
         pointers = (ctypes.c_void_p * 2)(base, base + 8)
         geometry: Sequence[int] = (grid, 1, 1, block, 1, 1, shared_bytes)
         try:
-            self._library.kernels[name].run(geometry, ctypes.addressof(pointers), schedule or Schedule())
+            kernel, parameters = self.library.kernels[name], ctypes.addressof(pointers)
+            kernel.run(geometry, parameters, schedule or Schedule(), cluster=cluster)
             return allocations[1].bytes().copy().view(like.dtype).reshape(like.shape)
         finally:
             for one in allocations:

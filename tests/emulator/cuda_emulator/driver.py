@@ -56,7 +56,7 @@ class LoadedModule:
             return None
         entry = self.module.entry(name)
         static = max(resources.shared_nbytes for resources in entry.resources.values())
-        return _Function(kernel, entry.max_threads or _MAX_THREADS, static, _DEFAULT_SHARED - static)
+        return _Function(kernel, entry.max_threads or _MAX_THREADS, static, _DEFAULT_SHARED - static, entry.cluster)
 
 
 @define(eq=False)
@@ -65,6 +65,7 @@ class _Function:
     max_threads: int
     static_shared: int
     dynamic_limit: int
+    cluster: int
 
 
 @frozen(eq=False)
@@ -258,7 +259,7 @@ class EmulatedDriver:
         if self.looping_grid is not None and name.startswith(LOOPING):
             geometry = (min(geometry[0], self.looping_grid), *geometry[1:])
         try:
-            function.kernel.run(geometry, parameters, self.schedule, unfinished)
+            function.kernel.run(geometry, parameters, self.schedule, unfinished, function.cluster)
         except Fault as fault:
             self.fault = fault
             if not fault.address:
@@ -318,6 +319,7 @@ def _fits(geometry: Sequence[int], function: _Function) -> bool:
         all(0 < extent <= limit for extent, limit in zip(grid, _GRID_LIMITS, strict=True))
         and all(0 < extent <= limit for extent, limit in zip(block, _BLOCK_LIMITS, strict=True))
         and int(np.prod(block)) <= min(function.max_threads, _MAX_THREADS)
+        and grid[0] % function.cluster == 0
         and 0 <= shared <= function.dynamic_limit
     )
 

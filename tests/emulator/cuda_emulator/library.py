@@ -65,6 +65,7 @@ class _Launch(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("unfinished", ctypes.POINTER(_Range)),
         ("unfinished_count", ctypes.c_size_t),
+        ("cluster", ctypes.c_int),
     )
 
 
@@ -91,15 +92,16 @@ class Library:
             self.kernels[name] = Kernel(self, index, name, tuple(entry.parameter_nbytes[: entry.parameters]))
 
     def run(
-        self, kernel: Kernel, geometry: Sequence[int], parameters: int, schedule: Schedule, unfinished: Ranges
-    ) -> None:
+        self, kernel: Kernel, geometry: Sequence[int], parameters: int, schedule: Schedule, unfinished: Ranges,
+        cluster: int,
+    ) -> None:  # fmt: skip
         """See `Kernel.run`."""
         ranges = (_Range * len(unfinished))(*unfinished)
         grid, block = _Extent(*geometry[:3]), _Extent(*geometry[3:6])
         in_order = schedule.seed is None
         launch = _Launch(
             self._module, kernel.index, parameters, grid, block, geometry[6], in_order, schedule.seed or 0, ranges,
-            len(unfinished),
+            len(unfinished), cluster,
         )  # fmt: skip
         report = _Report()
         self._launch(ctypes.byref(launch), ctypes.byref(report))
@@ -117,7 +119,9 @@ class Kernel:
     name: str
     parameter_nbytes: tuple[int, ...]
 
-    def run(self, geometry: Sequence[int], parameters: int, schedule: Schedule, unfinished: Ranges = ()) -> None:
+    def run(
+        self, geometry: Sequence[int], parameters: int, schedule: Schedule, unfinished: Ranges = (), cluster: int = 1
+    ) -> None:
         """Run a launch to its end.
 
         Args:
@@ -125,8 +129,9 @@ class Kernel:
             parameters: address of an array with the address of each parameter.
             schedule: in which order.
             unfinished: address and bytes of memory that the launch before may still use, until it is waited for.
+            cluster: blocks that a cluster has along x.
 
         Raises:
             Fault: the first one; the launch ends there.
         """
-        self.library.run(self, geometry, parameters, schedule, unfinished)
+        self.library.run(self, geometry, parameters, schedule, unfinished, cluster)

@@ -2,6 +2,7 @@
 // for its thread sanitizer, whose library is not linked.
 #include "checks.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <vector>
@@ -15,8 +16,9 @@ constexpr int kNobody = -1;
 constexpr int kSeveral = -2;
 constexpr int kBulkCopy = -3;  // and below: a copy that landed on mbarrier kBulkCopy - writer
 constexpr int kWarps = kMaxThreads / kWarpLanes;
-// Places of a Clock: a warp's steps each, whether the launch before has ended, and an mbarrier's phases each.
-constexpr std::size_t kLaunchBefore = kWarps, kMbarriers = kWarps + 1;
+// Places of a Clock: a warp's steps each, whether the launch before has ended, whether all blocks of the cluster have
+// begun, and an mbarrier's phases each.
+constexpr std::size_t kLaunchBefore = kWarps, kClusterBegun = kWarps + 1, kMbarriers = kWarps + 2;
 
 struct Byte {
   std::uint64_t written = 0;  // the interval between barriers of the last write, and of the last read
@@ -35,14 +37,21 @@ struct Byte {
 struct Region {
   char* begin = nullptr;
   std::vector<Byte> bytes;
-  const char* name;
+  const char* name = "dynamic";
   // (bytes, kWarps) at least: of the last read of each warp, where `warps` says so; kept from launch to launch.
   std::vector<std::uint32_t> read_steps;
 };
 
-Region regions[2] = {{nullptr, {}, "dynamic", {}}, {nullptr, {}, "static", {}}};
-std::uint64_t interval, block_begin;  // counted on from block to block, so that no byte need be reset
-std::uint64_t steps[kMaxThreads / kWarpLanes];  // of each warp, the intervals between its barriers; counted on too
+Region regions[kMaxBlocks + 1];  // the dynamic memory of each block of the cluster, and static memory
+constexpr int kStatic = kMaxBlocks;
+// Counted on from block to block, so that no byte need be reset. In a cluster of several blocks `interval` stays: there a
+// block's barrier says nothing of what others did, and only what threads know counts.
+std::uint64_t interval, block_begin;
+std::uint64_t steps[kWarps];    // of each warp, the intervals between its barriers; counted on too
+std::uint64_t ordered[kWarps];  // steps below are over for all its lanes; less than `steps` from an arrival to its wait
+int block_count, block_threads;
+std::uint64_t arrival_steps[kWarps];              // what `ordered` becomes with the wait
+std::uint64_t remote_steps[kMaxBlocks][kWarps];  // how far warps must be known to be before the block may end
 
 struct Unfinished {
   const char* begin;
@@ -73,6 +82,8 @@ std::vector<int> threads_between(int begin, int end) {
   return threads;
 }
 
+std::vector<int> threads_of(int block) { return threads_between(block * block_threads, (block + 1) * block_threads); }
+
 void learn(int thread, std::size_t what, std::uint64_t value) {
   Clock& clock = known_to(thread);
   if (clock.size() <= what) clock.resize(what + 1);
@@ -83,7 +94,7 @@ bool knows(int thread, std::size_t what, std::uint64_t least) {
 }
 // Whether a barrier lies between what `warp` did in `step`, and what the thread does now.
 bool after_step(int thread, int warp, std::uint64_t step) {
-  if (thread / kWarpLanes == warp) return step < steps[warp];
+  if (thread / kWarpLanes == warp) return step < ordered[warp];
   return knows(thread, static_cast<std::size_t>(warp), step + 1);
 }
 bool after_write(int thread, const Byte& byte) {
@@ -164,35 +175,56 @@ void check_written(const Region& region, const char* address, const Byte& byte, 
   }
 }
 
+void check_own(const Region& region, const char* address, int thread) {
+  if (block_count == 1 || &region == &regions[thread / block_threads]) return;
+  report(region, address, "an access to the memory of block %d of the cluster", static_cast<int>(&region - regions));
+}
+
+void write(const Region& region, const char* address, Byte& byte, int thread) {
+  check_write(region, address, byte, thread);
+  byte.written = interval;
+  byte.writer = thread;
+  byte.write_step = steps[thread / kWarpLanes];
+}
+
+void watch(Region& region, char* begin, std::size_t nbytes) {
+  region.begin = begin;
+  region.bytes.assign(nbytes, {});
+}
+
 }  // namespace
 
-void watch_shared(char* dynamic, std::size_t dynamic_nbytes, char* statics, std::size_t static_nbytes) {
-  regions[0].begin = dynamic;
-  regions[0].bytes.assign(dynamic_nbytes, {});
-  regions[1].begin = statics;
-  regions[1].bytes.assign(static_nbytes, {});
+void watch_dynamic(int block, char* begin, std::size_t nbytes) { watch(regions[block], begin, nbytes); }
+void watch_static(char* begin, std::size_t nbytes) {
+  regions[kStatic].name = "static";
+  watch(regions[kStatic], begin, nbytes);
 }
 
 void watch_unfinished(const char* begin, std::size_t nbytes) { unfinished.push_back({begin, nbytes}); }
 void forget_unfinished() { unfinished.clear(); }
 
-void begin_block() {
+void begin_cluster(int blocks, int threads) {
+  block_count = blocks;
+  block_threads = threads;
   block_begin = ++interval;
   known.clear();
+  if (blocks > 1) known_to(0);
+  for (auto& of_block : remote_steps) std::fill_n(of_block, kWarps, 0);
 }
-void pass_barrier() {
+void pass_barrier(int block) {
+  if (block_count > 1) return pass_partial_barrier(threads_of(block));
   ++interval;
   if (!known.empty()) share(threads_between(0, kMaxThreads));
 }
 void pass_warp_barrier(int warp) {
-  ++steps[warp];
+  ordered[warp] = ++steps[warp];
   if (!known.empty()) share(threads_between(warp * kWarpLanes, (warp + 1) * kWarpLanes));
 }
 
 void note_release(int thread, Clock& clock) {
   join(clock, known_to(thread));
   const int warp = thread / kWarpLanes;
-  clock[static_cast<std::size_t>(warp)] = steps[warp];
+  clock[static_cast<std::size_t>(warp)] = ordered[warp];
 }
 void note_merge(Clock& clock, const Clock& other) { join(clock, other); }
 void note_acquire(int thread, const Clock& clock) { join(known_to(thread), clock); }
@@ -202,12 +234,38 @@ void note_phase_seen(int thread, int mbarrier, std::uint64_t phases) {
 void note_launch_before_ended(int thread) { learn(thread, kLaunchBefore, 1); }
 void pass_partial_barrier(const std::vector<int>& threads) {
   for (const int thread : threads) {
-    if (thread % kWarpLanes == 0) ++steps[thread / kWarpLanes];  // whole warps come
+    const int warp = thread / kWarpLanes;
+    if (thread % kWarpLanes == 0) ordered[warp] = ++steps[warp];  // whole warps come
   }
   for (const int thread : threads) {
     known_to(thread)[static_cast<std::size_t>(thread / kWarpLanes)] = steps[thread / kWarpLanes];
   }
   share(threads);
+}
+
+void note_cluster_arrival(int warp, bool releases, Clock& clock) {
+  arrival_steps[warp] = ordered[warp];
+  if (!releases) return;
+  arrival_steps[warp] = ++steps[warp];
+  for (int lane = 0; lane < kWarpLanes; ++lane) join(clock, known_to(warp * kWarpLanes + lane));
+  clock[static_cast<std::size_t>(warp)] = steps[warp];
+}
+void note_cluster_wait(int thread, const Clock& clock) {
+  std::uint64_t& lanes = ordered[thread / kWarpLanes];
+  lanes = std::max(lanes, arrival_steps[thread / kWarpLanes]);
+  note_acquire(thread, clock);
+  learn(thread, kClusterBegun, 1);
+}
+bool cluster_has_begun(int thread) { return knows(thread, kClusterBegun, 1); }
+
+int warp_whose_writes_are_unseen(int block) {
+  for (int warp = 0; warp < kWarps; ++warp) {
+    const std::uint64_t least = remote_steps[block][warp];
+    const auto seen = [&](int thread) { return knows(thread, static_cast<std::size_t>(warp), least); };
+    const std::vector<int> readers = threads_of(block);
+    if (least != 0 && std::none_of(readers.begin(), readers.end(), seen)) return warp;
+  }
+  return kNobody;
 }
 
 void note_global(int thread, const void* address, std::size_t nbytes) {
@@ -221,6 +279,7 @@ void note_global(int thread, const void* address, std::size_t nbytes) {
 void note_read(int thread, const void* address, std::size_t nbytes) {
   note_global(thread, address, nbytes);
   each_byte(address, nbytes, [&](Region& region, const char* at, Byte& byte) {
+    check_own(region, at, thread);
     check_no_copy(region, at, byte);
     check_landed(region, at, byte, thread);
     if (byte.written < block_begin) report(region, at, "a read of bytes that the block has not written%.0d", 0);
@@ -245,11 +304,14 @@ void note_read(int thread, const void* address, std::size_t nbytes) {
 void note_write(int thread, const void* address, std::size_t nbytes) {
   note_global(thread, address, nbytes);
   each_byte(address, nbytes, [&](const Region& region, const char* at, Byte& byte) {
-    check_write(region, at, byte, thread);
-    byte.written = interval;
-    byte.writer = thread;
-    byte.write_step = steps[thread / kWarpLanes];
+    check_own(region, at, thread);
+    write(region, at, byte, thread);
   });
+}
+
+void note_remote_write(int thread, int block, const void* address, std::size_t nbytes) {
+  each_byte(address, nbytes, [&](const Region& region, const char* at, Byte& byte) { write(region, at, byte, thread); });
+  if (block != thread / block_threads) remote_steps[block][thread / kWarpLanes] = steps[thread / kWarpLanes] + 1;
 }
 
 void note_copy_issued(int thread, const void* address, std::size_t nbytes) {

@@ -1,4 +1,4 @@
-// Which thread of the block last read and wrote each byte of shared memory, and whether that was since the last
+// Which thread of the cluster last read and wrote each byte of shared memory, and whether that was since the last
 // barrier.
 //
 // Two threads' accesses to a byte, one of them a write, race unless a __syncthreads() lies between them, or, of one
@@ -10,6 +10,9 @@
 //
 // A thread that arrives at an mbarrier passes on what its warp did before its last __syncwarp(), and what it knows of other
 // warps; one that waits for the phase gets to know it. A partial barrier does both for its threads.
+//
+// Threads and warps are counted through the blocks of a cluster. A warp that arrives at the cluster's barrier passes on
+// what its lanes did before, and what they know; they get to know the others' with the wait.
 #pragma once
 
 #include <cstddef>
@@ -18,12 +21,13 @@
 
 namespace emulator {
 
-// The block's shared memory: dynamic and static.
-void watch_shared(char* dynamic, std::size_t dynamic_nbytes, char* statics, std::size_t static_nbytes);
+// The dynamic shared memory of a block of the cluster; static shared memory, which kernels with clusters have none of.
+void watch_dynamic(int block, char* begin, std::size_t nbytes);
+void watch_static(char* begin, std::size_t nbytes);
 void watch_unfinished(const char* begin, std::size_t nbytes);  // added to; `forget_unfinished` takes all back
 void forget_unfinished();
-void begin_block();
-void pass_barrier();
+void begin_cluster(int blocks, int threads);  // threads of a block
+void pass_barrier(int block);
 void pass_warp_barrier(int warp);
 
 // What is known of each warp, as the number of its steps that are over, and of each mbarrier, as phases that have ended.
@@ -34,8 +38,16 @@ void note_merge(Clock& clock, const Clock& other);
 void note_phase_seen(int thread, int mbarrier, std::uint64_t phases);
 void pass_partial_barrier(const std::vector<int>& threads);
 
+// The cluster's barrier. An arrival that does not release passes on nothing, but that its block has begun.
+void note_cluster_arrival(int warp, bool releases, Clock& clock);
+void note_cluster_wait(int thread, const Clock& clock);
+bool cluster_has_begun(int thread);             // whether the thread knows it of all blocks
+int warp_whose_writes_are_unseen(int block);  // remote ones, by all threads of the block, which might have ended; or -1
+
 void note_read(int thread, const void* address, std::size_t nbytes);
 void note_write(int thread, const void* address, std::size_t nbytes);
+// To the memory of any block.
+void note_remote_write(int thread, int block, const void* address, std::size_t nbytes);
 void note_copy_issued(int thread, const void* address, std::size_t nbytes);
 void note_copy_landed(int thread, const void* address, std::size_t nbytes);
 void note_bulk_copy_landed(const void* address, std::size_t nbytes, int mbarrier, std::uint64_t phases);
@@ -43,7 +55,7 @@ void note_global(int thread, const void* address, std::size_t nbytes);  // of a 
 void note_launch_before_ended(int thread);
 void note_mbarrier_used(int thread, const void* address);  // it must have been initialised before
 
-// Index in the block of the thread that runs, and of a lane of its warp.
+// Index in the cluster of the thread that runs, and of a lane of its warp.
 int running_thread();
 int running_thread_of_lane(int lane);
 

@@ -16,6 +16,7 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 // Blocks run one after another, each on one thread of the operating system, and the threads of a block are
 // fibres on it: what is local to that thread is shared by the block. At block scope this implies static.
 #define __shared__ thread_local

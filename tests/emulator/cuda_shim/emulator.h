@@ -9,7 +9,8 @@
 namespace emulator {
 
 constexpr int kWarpLanes = 32;
-constexpr int kMaxThreads = 1024;  // of a block
+constexpr int kMaxThreads = 1024;  // of a block, or of all blocks of a cluster
+constexpr int kMaxBlocks = 2;      // of a cluster
 
 struct Extent {
   unsigned x, y, z;
@@ -20,6 +21,16 @@ extern Extent threadIdx, blockIdx, blockDim, gridDim;  // of the thread that run
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 void block_barrier();
+
+// The running thread's block in its cluster, and the cluster's barrier, see cluster.cuh.
+unsigned cluster_rank();
+void cluster_arrive();
+void cluster_arrive_relaxed();
+void cluster_wait();
+
+// Addresses in the memory of the cluster's blocks; those of shared_address are the running thread's block's.
+unsigned cluster_address(unsigned address, unsigned rank);
+void store_cluster(unsigned address, const void* bytes, int nbytes);
 
 // All 32 lanes of a warp call this with the same function and operands of their own. It is run once, when the
 // last has come.

@@ -29,6 +29,7 @@ struct Launch {
   std::uint64_t seed;
   const Range* unfinished;  // what the launch before may still read or write, until it has been waited for
   std::size_t unfinished_count;
+  int cluster;  // blocks, along x
 };
 
 struct Report {
@@ -44,11 +45,12 @@ struct Copy {
   bool valid;
 };
 
-enum class State { kReady, kAtBarrier, kAtPartialBarrier, kAtMbarrier, kAtCollective, kEnded };
+enum class State { kReady, kAtBarrier, kAtClusterBarrier, kAtPartialBarrier, kAtMbarrier, kAtCollective, kEnded };
 
 struct Thread {
   void* stack_pointer;
   State state;
+  int block;                      // in its cluster
   std::vector<Copy> copies;       // in flight, oldest first; a group's end is an index into them
   std::vector<std::size_t> ends;  // of the committed groups
   int mbarrier;                   // the index of the one that it waits at
@@ -63,6 +65,8 @@ extern Report* report;
 extern Thread* running;  // null while the scheduler runs
 Thread& running_lane(int lane);  // of the running thread's warp
 
+bool block_ended(int block);
+
 // Zeroed memory in which every `period`-th page, from the first, is inaccessible; null when there is none.
 char* map_guarded(std::size_t nbytes, std::size_t period);
 
@@ -75,16 +79,18 @@ bool in_shared_arena(const char* address, long* offset);
 void suspend(State state);
 void wake_from_mbarrier(int mbarrier);
 
-// The block's mbarriers. Copies land as late as they may: when no thread can go on, one of those that wait, at an mbarrier
-// for which `has_copies`, is let go on, and lands them. `mbarrier_left_over` says what is wrong when the block has ended.
+// The cluster's mbarriers. Copies land as late as they may: when no thread can go on, one of those that wait, at an
+// mbarrier for which `has_copies`, is let go on, and lands them. `mbarrier_left_over` says what is wrong with a block's
+// when the cluster has ended.
 void forget_mbarriers();
 bool has_copies(int mbarrier);
-const char* mbarrier_left_over();
+const char* mbarrier_left_over(int block);
 
-// The block's shared memory. `place_shared` is once a launch; it is false when there is no memory.
+// The shared memory of the cluster's blocks. `place_shared` is once a launch; it is false when there is no memory.
 bool place_shared();
 void poison_shared();
-bool wrote_beside_shared();
+bool wrote_beside_shared(int block);
+bool has_static_shared();
 
 // While one exists, a fault of the running thread ends the launch.
 class FaultHandlers {

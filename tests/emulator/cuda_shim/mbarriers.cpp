@@ -18,6 +18,7 @@ struct BulkCopy {
 };
 
 struct Mbarrier {
+  int block;
   unsigned address, arrivals, pending;
   long long nbytes;      // announced, and not landed
   std::uint64_t phases;  // that have ended
@@ -30,7 +31,7 @@ std::vector<Mbarrier> mbarriers;
 
 Mbarrier& find(unsigned address) {
   for (Mbarrier& one : mbarriers) {
-    if (one.address != address) continue;
+    if (one.address != address || one.block != running->block) continue;
     note_mbarrier_used(running_thread(), shared_pointer(address, kMbarrierBytes));
     return one;
   }
@@ -105,9 +106,9 @@ void issue(const BulkCopy& copy, unsigned mbarrier) {
 void forget_mbarriers() { mbarriers.clear(); }
 bool has_copies(int mbarrier) { return !mbarriers[static_cast<std::size_t>(mbarrier)].copies.empty(); }
 
-const char* mbarrier_left_over() {
+const char* mbarrier_left_over(int block) {
   for (const Mbarrier& one : mbarriers) {
-    if (!one.copies.empty()) return "the block ends with bulk copies in flight";
+    if (one.block == block && !one.copies.empty()) return "the block ends with bulk copies in flight";
   }
   return nullptr;
 }
@@ -115,10 +116,10 @@ const char* mbarrier_left_over() {
 void init_mbarrier(unsigned address, unsigned arrivals) {
   char* bytes = shared_pointer(address, kMbarrierBytes);
   for (const Mbarrier& one : mbarriers) {
-    if (one.address == address) fail("an mbarrier is initialised again");
+    if (one.address == address && one.block == running->block) fail("an mbarrier is initialised again");
   }
   note_write(running_thread(), bytes, kMbarrierBytes);
-  mbarriers.push_back({address, arrivals, arrivals, 0, 0, running_thread(), false, {}, {}, {}});
+  mbarriers.push_back({running->block, address, arrivals, arrivals, 0, 0, running_thread(), false, {}, {}, {}});
 }
 
 void fence_mbarriers() {

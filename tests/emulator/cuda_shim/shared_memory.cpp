@@ -1,4 +1,4 @@
-// The shared memory of a block: where it lies, addresses in it, and the asynchronous copies to it.
+// The shared memory of a cluster's blocks: where it lies, addresses in it, and the asynchronous copies to it.
 #include <link.h>
 
 #include <cstring>
@@ -11,10 +11,15 @@ namespace {
 
 constexpr std::size_t kArenaBytes = 228 * 1024;  // more than any GPU gives a block
 constexpr unsigned kWindowBegin = 0x400;         // shared addresses start here, so that 0 is none
+constexpr unsigned kRankShift = 24;              // in a cluster_address(), the rank plus 1 lies from this bit up
 static_assert(kArenaBytes % kPage == 0, "guards are whole pages");
+constexpr std::size_t kArenaPeriod = kArenaBytes + kPage;
 
-char* arena;         // kArenaBytes, inaccessible pages on both sides
-char* shared_begin;  // the launch's dynamic shared memory, which ends with the arena
+char* arenas;        // kArenaBytes of each block, inaccessible pages on both sides
+char* shared_begin;  // the first block's dynamic shared memory, which ends with its arena; others lie as in theirs
+
+char* arena_of(int block) { return arenas + block * kArenaPeriod; }
+char* shared_of(int block) { return shared_begin + block * kArenaPeriod; }
 
 struct ThreadLocal {
   char* begin;
@@ -66,53 +71,85 @@ void land(const Copy& copy) {
 }  // namespace
 
 bool place_shared() {
-  if (arena == nullptr) {
-    char* mapped = map_guarded(kArenaBytes + 2 * kPage, kArenaBytes + kPage);
+  if (arenas == nullptr) {
+    char* mapped = map_guarded(kMaxBlocks * kArenaPeriod + kPage, kArenaPeriod);
     if (mapped == nullptr) return false;
-    arena = mapped + kPage;
+    arenas = mapped + kPage;
   }
   // Aligned to 16 bytes and no more, which is what the sources ask for.
-  shared_begin = arena + kArenaBytes - (launch->shared_nbytes + 15) / 16 * 16;
+  shared_begin = arenas + kArenaBytes - (launch->shared_nbytes + 15) / 16 * 16;
   statics = {};
   dl_iterate_phdr(find_thread_local, const_cast<Entry*>(launch->module));
-  watch_shared(shared_begin, launch->shared_nbytes, statics.begin, statics.nbytes);
+  watch_static(statics.begin, statics.nbytes);
+  for (int block = 0; block < kMaxBlocks; ++block) {
+    watch_dynamic(block, shared_of(block), block < launch->cluster ? launch->shared_nbytes : 0);
+  }
   return true;
 }
 
 void poison_shared() {
-  std::memset(arena, kPoison, kArenaBytes);
+  for (int block = 0; block < launch->cluster; ++block) std::memset(arena_of(block), kPoison, kArenaBytes);
   if (statics.nbytes != 0) std::memset(statics.begin, kPoison, statics.nbytes);
 }
 
-bool wrote_beside_shared() {
-  const bool near = shared_begin - arena < static_cast<std::ptrdiff_t>(kPage);
-  return !poisoned(near ? arena : shared_begin - kPage, shared_begin) ||
-         !poisoned(shared_begin + launch->shared_nbytes, arena + kArenaBytes);
+bool has_static_shared() { return statics.nbytes != 0; }
+
+bool wrote_beside_shared(int block) {
+  const char* const arena = arena_of(block);
+  const char* const begin = shared_of(block);
+  const bool near = begin - arena < static_cast<std::ptrdiff_t>(kPage);
+  return !poisoned(near ? arena : begin - kPage, begin) || !poisoned(begin + launch->shared_nbytes, arena + kArenaBytes);
 }
 
 bool in_shared_arena(const char* address, long* offset) {
-  *offset = address - shared_begin;
+  const char* const arena = arena_of(running->block);
+  *offset = address - shared_of(running->block);
   return address >= arena - kPage && address < arena + kArenaBytes + kPage;
 }
 
-void* dynamic_shared() { return shared_begin; }
+void* dynamic_shared() { return shared_of(running->block); }
 
 unsigned shared_address(const void* pointer) {
   const char* byte = static_cast<const char*>(pointer);
-  if (byte < shared_begin || byte > shared_begin + launch->shared_nbytes) {
+  const char* const begin = shared_of(running->block);
+  if (byte < begin || byte > begin + launch->shared_nbytes) {
     fail("a shared address is asked of a pointer that is not to dynamic shared memory");
   }
-  return kWindowBegin + static_cast<unsigned>(byte - shared_begin);
+  return kWindowBegin + static_cast<unsigned>(byte - begin);
 }
 
-char* shared_pointer(unsigned address, int nbytes) {
+namespace {
+
+char* pointer_in_block(int block, unsigned address, int nbytes) {
   const unsigned offset = address - kWindowBegin;
   if (offset > launch->shared_nbytes || launch->shared_nbytes - offset < static_cast<unsigned>(nbytes)) {
     fail("%d bytes at offset %d lie outside the %u bytes of dynamic shared memory", nbytes,
          static_cast<int>(offset), launch->shared_nbytes);
   }
-  check_aligned(shared_begin + offset, nbytes);
-  return shared_begin + offset;
+  check_aligned(shared_of(block) + offset, nbytes);
+  return shared_of(block) + offset;
+}
+
+}  // namespace
+
+char* shared_pointer(unsigned address, int nbytes) { return pointer_in_block(running->block, address, nbytes); }
+
+unsigned cluster_address(unsigned address, unsigned rank) {
+  if (rank >= static_cast<unsigned>(launch->cluster)) fail("the cluster has no block %u", rank);
+  pointer_in_block(running->block, address, 1);
+  return address | (rank + 1) << kRankShift;
+}
+
+void store_cluster(unsigned address, const void* bytes, int nbytes) {
+  const unsigned tag = address >> kRankShift;
+  const int block = tag == 0 ? running->block : static_cast<int>(tag) - 1;
+  if (block != running->block && !cluster_has_begun(running_thread())) {
+    fail("no cluster barrier has shown that block %d of the cluster has begun", block);
+  }
+  if (block_ended(block)) fail("block %d of the cluster, to which this thread writes, has ended", block);
+  char* destination = pointer_in_block(block, address & ((1u << kRankShift) - 1), nbytes);
+  note_remote_write(running_thread(), block, destination, static_cast<std::size_t>(nbytes));
+  std::memcpy(destination, bytes, static_cast<std::size_t>(nbytes));
 }
 
 void check_aligned(const void* address, int nbytes) {
