@@ -157,7 +157,7 @@ def _cluster(name: str, bounds: str) -> int:
         return 1
     x, y, z = found.groups("1")
     if (y, z) != ("1", "1"):
-        raise SourceError(f"{name}: a cluster has blocks along x only: write __cluster_dims__({x}, 1, 1)")
+        raise SourceError(f"{name}: a cluster has blocks along x only: write __cluster_dims__(n, 1, 1)")
     return int(x)
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -131,6 +133,31 @@ def test_entries_of_a_ptx_text_carry_parameter_sizes_and_thread_bounds() -> None
     assert ptx_isa(PTX) == "9.0"
 
 
+def test_entries_of_a_ptx_text_carry_the_blocks_of_a_cluster() -> None:
+    clustered = PTX.replace(".maxntid 32, 4, 1\n", ".maxntid 32, 4, 1\n.explicitcluster\n.reqnctapercluster 2, 1, 1\n")
+    assert [(entry.max_threads, entry.cluster) for entry in ptx_entries(clustered)] == [(128, 2), (None, 1)]
+    with pytest.raises(SourceError, match=r"scale_sm80_f16: .* along x only"):
+        list(ptx_entries(clustered.replace("2, 1, 1", "1, 2, 1")))
+
+
+def test_a_manifest_says_the_blocks_of_a_cluster_where_a_kernel_has_clusters(tmp_path: Path) -> None:
+    clustered = PTX.replace(".maxntid 32, 4, 1\n", ".maxntid 32, 4, 1\n.reqnctapercluster 2, 1, 1\n")
+    toolchain: Any = SimpleNamespace(
+        include=tmp_path,
+        nvrtc_version="13",
+        ptxas_version="13",
+        compile=lambda *_arguments: f"// V13\n{clustered}".encode(),
+        assemble=lambda _ptx, _arch: "Compiling entry function 'scale_sm80_f16'\nCompiling entry function 'plain'\n",
+    )
+    source = write_source(tmp_path, "", "src/norm/rms_norm/sm90a.cu")
+    _, manifest = build.build_module(source, toolchain)
+    entries = json.loads(manifest)["entries"]
+    assert (entries["scale_sm80_f16"]["cluster"], "cluster" in entries["plain"]) == (2, False)
+    (tmp_path / "made.json").write_bytes(manifest)
+    read = kernels._read(tmp_path / "made.json", tmp_path)
+    assert (read.entry("scale_sm80_f16").cluster, read.entry("plain").cluster) == (2, 1)
+
+
 @pytest.mark.parametrize("line", ['\t.file\t1 "x.cu"', "\t.loc 1 2 3", "// from /home/me/x.cu", '"C:\\src"'])
 def test_paths_in_a_ptx_text_are_found(line: str) -> None:
     assert ptx_paths(PTX) == []
@@ -207,8 +234,8 @@ def test_a_module_is_what_its_manifest_says(module: kernels.PtxModule) -> None:
     text = module.ptx.decode("ascii")
     assert ptx_paths(text) == []
     assert f"{module.isa[0]}.{module.isa[1]}" == ptx_isa(text)
-    assert {entry.name: (entry.parameter_nbytes, entry.max_threads) for entry in ptx_entries(text)} == {
-        name: (entry.parameter_nbytes, entry.max_threads) for name, entry in module.entries.items()
+    assert {e.name: (e.parameter_nbytes, e.max_threads, e.cluster) for e in ptx_entries(text)} == {
+        name: (e.parameter_nbytes, e.max_threads, e.cluster) for name, e in module.entries.items()
     }
     assert set(module.assembled_only) <= set(module.serves)
     for entry in module.entries.values():

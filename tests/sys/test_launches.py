@@ -55,6 +55,7 @@ def _check(launch: Launch, kernel: bp.Kernel, device: Device) -> None:
     assert 0 < x * y * z <= entry.max_threads
     assert min(launch.grid) > 0
     assert launch.grid[0] < 1 << 31
+    assert launch.grid[0] % entry.cluster == 0
     assert max(launch.grid[1:]) < 1 << 16
     static = max(resources.shared_nbytes for resources in entry.resources.values())
     assert device.capability is not None

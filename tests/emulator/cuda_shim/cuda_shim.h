@@ -18,7 +18,8 @@
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 // Blocks run one after another, each on one thread of the operating system, and the threads of a block are
-// fibres on it: what is local to that thread is shared by the block. At block scope this implies static.
+// fibres on it: what is local to that thread is shared by the block. At block scope this implies static. Blocks of a
+// cluster would share it too, and a launch of one is refused where there is any.
 #define __shared__ thread_local
 
 struct alignas(8) uint2 {
