@@ -50,7 +50,7 @@ std::uint64_t interval, block_begin;
 std::uint64_t steps[kWarps];    // of each warp, the intervals between its barriers; counted on too
 std::uint64_t ordered[kWarps];  // steps below are over for all its lanes; less than `steps` from an arrival to its wait
 int block_count, block_threads;
-std::uint64_t arrival_steps[kWarps];              // what `ordered` becomes with the wait
+std::uint64_t arrival_steps[kWarps];             // what `ordered` becomes with the wait
 std::uint64_t remote_steps[kMaxBlocks][kWarps];  // how far warps must be known to be before the block may end
 
 struct Unfinished {

@@ -63,7 +63,7 @@ Thread threads[kMaxThreads];  // of the cluster's blocks one behind another, as 
 Warp warps[kMaxThreads / kWarpLanes];
 Block blocks[kMaxBlocks];
 int thread_count, block_threads;
-int cluster_phases;               // of the cluster's barrier, that have ended
+int cluster_phases;                         // of the cluster's barrier, that have ended
 Clock cluster_gathered, cluster_released;  // what those who arrive pass on: in this phase, and in the last
 void* scheduler_stack_pointer;
 char* stacks;  // one every kStackPeriod bytes, an inaccessible page below each

@@ -4,6 +4,8 @@
 // block b copies the pairs of the other block of its cluster, b ^ 1, to its own place of the output in reverse order.
 #include "baracuda/cluster.cuh"
 #include "baracuda/cp_async.cuh"
+#include "baracuda/mbarrier.cuh"
+#include "baracuda/partial_barrier.cuh"
 #include "baracuda/shared_memory.cuh"
 
 using namespace baracuda;
@@ -58,6 +60,16 @@ void block_that_ends_ahead_of_stores(const float2* in, float2* out) {
   if (!kDefect || cluster_rank() == 0) meet();
   if (!kDefect && cluster_rank() == 1) put(out, received());
   if (kDefect || cluster_rank() == 0) copy_apart(in, out);
+}
+
+template <bool kDefect>
+void store_to_a_block_that_has_ended(const float2* in, float2* out) {
+  begin();
+  copy_apart(in, out);
+  if (kDefect && cluster_rank() == 1) return;
+  meet();
+  if (cluster_rank() == 0) send(own(in));
+  meet();
 }
 
 template <bool kDefect>
@@ -213,6 +225,30 @@ void warp_that_never_arrives(const float2* in, float2* out) {
 }
 
 template <bool kDefect>
+void mbarrier_of_the_other_block(const float2* in, float2* out) {
+  copy_apart(in, out);
+  const unsigned barrier = shared_address(dynamic_shared<float2>());
+  if (threadIdx.x == 0 && !(kDefect && cluster_rank() == 1)) mbarrier_init(barrier, kThreads);
+  meet();
+  mbarrier_arrive(barrier);
+  mbarrier_wait(barrier, 0);
+}
+
+template <bool kDefect>
+void partial_barrier_of_the_other_block(const float2* in, float2* out) {
+  copy_apart(in, out);
+  if (!kDefect || threadIdx.x / 32 == cluster_rank()) partial_barrier<kThreads>();
+}
+
+// A block may write to its own memory that way.
+template <bool kDefect>
+void own_words_as_the_clusters(const float2* in, float2* out) {
+  const unsigned of_lane = threadIdx.x ^ (kDefect ? 1 : 0);
+  store_cluster(address_in(cluster_rank(), of_lane), in[(blockIdx.x ^ 1) * kThreads + of_lane]);
+  put(out, received());
+}
+
+template <bool kDefect>
 void rank_that_is_none(const float2* in, float2* out) {
   begin();
   store_cluster(address_in(kDefect ? 2 : peer(), threadIdx.x), own(in));
@@ -281,6 +317,7 @@ void write_before_the_second_blocks_shared(const float2* in, float2* out) {
 DEFECT(store_to_a_block_that_has_not_begun)
 DEFECT(begun_for_a_warp_that_is_not_told)
 DEFECT(block_that_ends_ahead_of_stores)
+DEFECT(store_to_a_block_that_has_ended)
 DEFECT(relaxed_arrival_ahead_of_the_end)
 DEFECT(block_barrier_in_place_of_the_clusters)
 DEFECT(store_over_words_that_are_read)
@@ -295,6 +332,9 @@ DEFECT(arrival_without_a_wait)
 DEFECT(wait_without_an_arrival)
 DEFECT(arrival_in_a_branch)
 DEFECT(warp_that_never_arrives)
+DEFECT(mbarrier_of_the_other_block)
+DEFECT(partial_barrier_of_the_other_block)
+DEFECT(own_words_as_the_clusters)
 DEFECT(rank_that_is_none)
 DEFECT(store_past_shared)
 DEFECT(store_to_misaligned)
