@@ -88,27 +88,28 @@ def test_a_token_has_the_same_bits_in_every_batch_of_a_stream(
 
 @pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
 @pytest.mark.parametrize(
-    ("layout", "group", "ic", "oc", "channels"),
+    ("layout", "group", "ic", "oc", "tile"),
     [
-        (TILED, 128, 2304, 72, 32),
-        (TILED, 64, 4288, 40, 32),
-        (TILED, 32, 1088, 264, 64),
-        (TILED, -1, 1088, 776, 128),
-        (HF_GEMM, 128, 2304, 96, 32),
-        (HF_GEMM, 64, 2304, 224, 64),
-        (HF_GEMM, 32, 1088, 288, 64),
-        (HF_GEMM, -1, 1088, 800, 128),
+        (TILED, 128, 2304, 72, "c32"),
+        (TILED, 64, 4288, 40, "c32"),
+        (TILED, 32, 1088, 264, "c64"),
+        (TILED, -1, 1088, 776, "c128"),
+        (HF_GEMM, 128, 896, 96, "c32"),
+        (HF_GEMM, 128, 2304, 96, "c64_p2"),
+        (HF_GEMM, 64, 2304, 224, "c64_p2"),
+        (HF_GEMM, 32, 1088, 288, "c64"),
+        (HF_GEMM, -1, 1088, 800, "c128"),
     ],
     ids=str,
 )
 def test_a_token_has_the_same_bits_in_every_batch_by_bulk_copies(
-    modules, monkeypatch, layout, group, ic, oc, channels, element
+    modules, monkeypatch, layout, group, ic, oc, tile, element
 ):
     registry = emulated_registry(EmulatorBackend(modules, HOPPER_SLICE))
     monkeypatch.setattr(bp, "default_registry", lambda: registry)
     descriptor = bp.Int4AwqGemmDescriptor(19, ic, oc, group, None, layout, element)
     case = _case(registry, "bulk", descriptor)
-    assert f"_c{channels}_" in case.plan.launches[0].entry
+    assert f"_{tile}_t16_" in case.plan.launches[0].entry
     _rows_are_those_of(case, (1, 8, 9, 16))
 
 

@@ -21,7 +21,8 @@ from baracuda_py.vocab.code import PtxCode
 _ORDERS = re.compile(
     r"__sync(?:threads|warp)\(\);|cp_async_commit\(\);|cp_async_wait<[^;]*>\(\);"
     r"|partial_barrier(?:_arrive)?<[^;]*>\([^;]*\);|mbarrier_(?:wait|arrive|fence_init)\([^;]*\);"
-    r"|cluster_(?:arrive|arrive_relaxed|wait)\(\);|turns\.(?:begin|pass)\(\);|wgmma_(?:fence|commit)\(\);|wgmma_wait<[^;]*>\(\);"
+    r"|cluster_(?:arrive|arrive_relaxed|wait)\(\);|turns\.(?:begin|pass)\(\);"
+    r"|wgmma_(?:fence|commit)\(\);|wgmma_wait<[^;]*>\(\);"
 )
 
 # Headers that define them.
@@ -35,17 +36,21 @@ _FAULTS = (
 
 # Statements that may go without harm: file, the statement and as much behind it as tells it apart, its reason to stay.
 _CONVERGES = "__syncwarp();\n  __syncthreads();"
+_ENDS = "cluster_wait();\n    }\n    return;"
 _HARMLESS = {
     ("include/baracuda/awq_gemm_splitk.cuh", "cp_async_wait<0>();"): "only empty groups are pending after the loop",
     ("include/baracuda/awq_fp8_gemm_tiled.cuh", _CONVERGES): "a GPU's barrier wants warps whole, the emulator's not",
     ("include/baracuda/awq_gemm_bulk.cuh", _CONVERGES): "as above",
     ("include/baracuda/awq_gemm_tiled_wide.cuh", _CONVERGES): "as above",
+    ("include/baracuda/awq_gemm_bulk.cuh", f"__syncwarp();\n      {_ENDS}"): "as above, the cluster's",
+    ("include/baracuda/awq_gemm_bulk.cuh", _ENDS): "a warp that ends counts as arrived, only later",
 }
-# Modules that show a file's, where the first that has it orders the same in another way too, fp8 takes turns, or has
-# fewer problems that show it.
+# Modules that show a file's, or those of them that begin so, where the first that has it orders the same in another way
+# too, fp8 takes turns, or has fewer problems that show it, or no clusters.
 _SHOWN_BY = {
-    "include/baracuda/awq_gemm_wide_store.cuh": "sm90a.quantize.awq_gemm.tiled_wide_bf16_g1",
-    "include/baracuda/awq_gemm_bulk.cuh": "sm90a.quantize.awq_gemm.tiled_bf16_g1",
+    ("include/baracuda/awq_gemm_wide_store.cuh", ""): "sm90a.quantize.awq_gemm.tiled_wide_bf16_g1",
+    ("include/baracuda/awq_gemm_bulk.cuh", "cluster_"): "sm90a.quantize.awq_gemm.bulk_hf_gemm_bf16_g1",
+    ("include/baracuda/awq_gemm_bulk.cuh", ""): "sm90a.quantize.awq_gemm.tiled_bf16_g1",
 }
 
 
@@ -70,14 +75,19 @@ def _removals() -> list[Removal]:
         if not _kernels_of(module):  # no built-in op launches it first: there is nothing to run
             continue
         for label, path in source.own_files().items():
-            if _SHOWN_BY.get(label, module) != module:
-                continue
             text = path.read_text("utf-8")
             for match in _ORDERS.finditer(text):
+                if _shown_by(label, match[0], module) != module:
+                    continue
                 harmless = any(label == file and text.startswith(known, match.start()) for file, known in _HARMLESS)
                 if not harmless and Path(label).name not in _DEFINED:
                     found.setdefault((label, match.start()), Removal(label, match.start(), match[0], module))
     return list(found.values())
+
+
+def _shown_by(label: str, statement: str, module: str) -> str:
+    found = (shown for (file, begin), shown in _SHOWN_BY.items() if file == label and statement.startswith(begin))
+    return next(found, module)
 
 
 def _kernels_of(module: str) -> list[Kernel]:

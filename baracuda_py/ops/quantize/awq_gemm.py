@@ -244,7 +244,8 @@ def _examples() -> tuple[Int4AwqGemmDescriptor, ...]:
         for layout in AwqWeightLayout
     ]
     mixed = Int4AwqGemmDescriptor(4, 128, 64, 64, element=ElementKind.BF16, scales_element=ElementKind.F16)
-    return (*every, *odd, mixed)
+    long = Int4AwqGemmDescriptor(17, 1152, 64, split_k_iters=None, weight_layout=AwqWeightLayout.HF_GEMM)
+    return (*every, *odd, mixed, long)
 
 
 def _tuned() -> Iterator[Int4AwqGemmDescriptor]:

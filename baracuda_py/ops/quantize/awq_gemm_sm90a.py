@@ -49,9 +49,9 @@ _ALL_IN_FLIGHT = 84 * 1024
 # larger tile reads x less often. 28672 x 8192 on an H100: 224 channels by 32 take 1.17 of the time of a read, 256 by
 # 128 1.12.
 _UNEVEN = 1.2
-# Share of the SMs to which a tile of 64 channels of HF_GEMM weights has to give work. On an H100, 4096 x 14336 takes
-# 16.8 us by 64 on 64 of 132 SMs and 19.8 by 32, 896 x 4864 6.8 us by 64 and 5.1 by 32.
-_FEW_SMS = 0.375
+# An SM takes one thread block: of two launches that overlap, those of the next would share SMs while others idle (on an
+# H100, 6.6 us instead of 5.2 for 4096 x 4096, m = 1).
+_ALONE = SHARED_BYTES // 2 + 1024
 _MAX_STAGES = 8
 _EARLY_STAGES = 1  # units of a ring that are asked for before x; all, where x has to be waited for
 _GRID_Y = (1 << 16) - 1
@@ -74,11 +74,17 @@ class _Tile:
     channels: int
     row_warps: int
     depth_warps: int
+    parts: int = 1  # thread blocks of a cluster that share out ic
 
     @classmethod
-    def of(cls, channels: int, layout: str) -> _Tile:
+    def of(cls, channels: int, layout: str, parts: int = 1) -> _Tile:
         code = module(_module(layout, ElementKind.F16, 1), _ARCH.name.lower())  # all say the same
-        return cls(*(channels, *(code.constant(f"kC{channels}{part}Warps") for part in ("Row", "Depth"))))
+        return cls(channels, *(code.constant(f"kC{channels}{part}Warps") for part in ("Row", "Depth")), parts)
+
+    @property
+    def name(self) -> str:
+        """As in an entry's."""
+        return f"c{self.channels}{f'_p{self.parts}' if self.parts > 1 else ''}"
 
     @property
     def warps(self) -> int:
@@ -103,16 +109,16 @@ class _Tile:
     def shared_nbytes(self, unit: int, tokens: int, stages: int, slots: int) -> int:
         """BulkLayout of awq_gemm_bulk.cuh, of units of so many bytes."""
         rings = self.warps * stages * (unit + BARRIER_BYTES)
-        sums = self.depth_warps * _entry_tokens(tokens) * self.channels * 4
+        sums = (2 * self.depth_warps + self.parts - 1) * _entry_tokens(tokens) * self.channels * 2
         return slots * (self.slot_nbytes(tokens) + 2 * BARRIER_BYTES) + rings + sums
 
     def tiles_of_block(self, oc: int, sm_count: int) -> int:
         """Tiles that a thread block takes, so that an SM has one."""
-        return _ceil_div(_ceil_div(oc, self.channels), sm_count)
+        return _ceil_div(_ceil_div(oc, self.channels), sm_count // self.parts)
 
     def blocks(self, oc: int, sm_count: int) -> int:
-        """Thread blocks along oc."""
-        return _ceil_div(_ceil_div(oc, self.channels), self.tiles_of_block(oc, sm_count))
+        """Thread blocks along oc, and along ic."""
+        return _ceil_div(_ceil_div(oc, self.channels), self.tiles_of_block(oc, sm_count)) * self.parts
 
 
 def token_boxes(desc: Int4AwqGemmDescriptor, tokens: int, blocks: int) -> TensorMap:
@@ -131,11 +137,16 @@ def _entry_tokens(tokens: int) -> int:
 def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     """The largest tile with which the SM that has the most channels has about as few as with any.
 
-    HF_GEMM's 32 channels are half of what memory is read by: they serve where 64 would leave most SMs idle. It does not
-    depend on m, so that m changes no bits.
+    HF_GEMM's 32 channels are half of what memory is read by: where 64 would leave half of the SMs idle, two thread
+    blocks share out ic, if there is something for each. It does not depend on m, so that m changes no bits.
     """
-    wide = desc.scales_apart and _ceil_div(desc.oc, 64) > _FEW_SMS * device.sm_count
-    tiles = [_Tile.of(channels, desc.weight_layout.value) for channels in (_CHANNELS[:2] if wide else _CHANNELS)]
+    layout = desc.weight_layout.value
+    narrow = 2 * _ceil_div(desc.oc, 64) <= device.sm_count
+    halves = _Tile.of(64, layout, 2) if desc.scales_apart and narrow else None
+    if halves and Tiling(desc.ic, desc.oc, desc.group_size).columns > halves.depth_warps:
+        return halves
+    wide = desc.scales_apart and not narrow
+    tiles = [_Tile.of(channels, layout) for channels in (_CHANNELS[:2] if wide else _CHANNELS)]
     most = [tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels for tile in tiles]
     return next(tile for tile, channels in zip(tiles, most, strict=True) if channels <= _UNEVEN * min(most))
 
@@ -157,7 +168,7 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     tiling, tile, layout = Tiling(desc.ic, desc.oc, desc.group_size), _tile(desc, device), desc.weight_layout.value
     tokens = min(desc.m, 16)
     tiles = tile.tiles_of_block(desc.oc, device.sm_count)
-    chunks = _ceil_div(tiling.columns, tile.depth_warps)
+    chunks = _ceil_div(_ceil_div(tiling.columns, tile.depth_warps), tile.parts)
     # A slot more shortens the wait for x, a stage more the wait for weights; either must have two, or all there are.
     unit, units = tile.unit_nbytes(tiling, apart=desc.scales_apart), max(1, chunks * tiles)
     stage = tile.warps * unit
@@ -171,12 +182,12 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     weights = _weight_boxes(desc, tile, groups) if desc.scales_apart else ()
     return (
         Launch(
-            f"awq_gemm_{family}_c{tile.channels}_t{_entry_tokens(tokens)}_g{groups}",
+            f"awq_gemm_{family}_{tile.name}_t{_entry_tokens(tokens)}_g{groups}",
             (tile.blocks(desc.oc, device.sm_count), _ceil_div(desc.m, tokens), 1),
             (32 * (tile.warps + 1), 1, 1),
             (*operands(desc), token_boxes(desc, tokens, tile.depth_warps), *weights, tokens, stages, slots, tiles,
              WhenOverlapping(min(_EARLY_STAGES, stages), stages)),
-            tile.shared_nbytes(unit, tokens, stages, slots),
+            max(_ALONE, tile.shared_nbytes(unit, tokens, stages, slots)),
             _module(layout, desc.element, groups),
             overlaps=True,
         ),
@@ -185,7 +196,7 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     tile, sms = _tile(desc, device), max(device.sm_count, 1)
-    busy = _ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS / (
+    busy = _ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS * tile.parts / (
         tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels * sms
     )  # fmt: skip
     # Reads of the weights again, from L2, and the arithmetic, which starts to count; less on SMs that would be idle.

@@ -6,6 +6,7 @@
 #include "baracuda/constant.cuh"
 #include "baracuda/element.cuh"
 #include "baracuda/epilogue.cuh"
+#include "baracuda/global_load.cuh"
 #include "baracuda/int4.cuh"
 
 namespace baracuda {
@@ -45,13 +46,15 @@ struct AwqGemmOperands {
 #define BARACUDA_AWQ_GEMM_OPERANDS \
   {x, weights, zeros, scales, bias, y, m, ic, oc, group, ldx, ldy, scales_bf16 != 0, epilogue}
 
-// Finishes and stores y[row][column] and its right neighbour; column is even.
-template <typename Element>
+// Finishes and stores y[row][column] and its right neighbour; column is even. kOverlaps: the launch before this one may be
+// writing until this thread, or one that it has met since, has waited for it.
+template <bool kOverlaps = false, typename Element>
 __device__ __forceinline__ void store_output_pair(const AwqGemmOperands<Element>& operands, long long row,
                                                   long long column, float2 sums) {
   if (operands.epilogue != kIdentity && operands.bias != nullptr) {
-    sums.x += to_f32(operands.bias[column]);
-    sums.y += to_f32(operands.bias[column + 1]);
+    const Element* g_bias = kOverlaps ? not_constant(operands.bias) : operands.bias;
+    sums.x += to_f32(g_bias[column]);
+    sums.y += to_f32(g_bias[column + 1]);
   }
   const unsigned pair = pair_from_f32<Element>(apply_activation(sums.x, operands.epilogue),
                                                apply_activation(sums.y, operands.epilogue));

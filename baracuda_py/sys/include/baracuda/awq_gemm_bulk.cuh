@@ -8,7 +8,11 @@
 // that no barrier of the CTA lies between the first block and the last, also from tile to tile. One more warp copies x,
 // for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once.
 //
-// A row's bits do not depend on m: tokens do not meet, and the order of k depends on ic, the groups and kDepthWarps only.
+// Where there are few tiles, two CTAs of a cluster (kParts), which take one tile, share out its chunks: each sends the sums of
+// half of the channels to the other, and stores the other half.
+//
+// A row's bits do not depend on m: tokens do not meet, and the order of k depends on ic, the groups, kDepthWarps and kParts
+// only.
 //
 // Streaming weights by bulk copies into rings of single warps, and x by boxes, is our prototype's design; splitting k over
 // the warps of a CTA is Marlin's (Frantar et al., arXiv 2408.11743).
@@ -16,6 +20,7 @@
 
 #include "baracuda/awq_gemm_tiled_block.cuh"
 #include "baracuda/bulk_copy.cuh"
+#include "baracuda/cluster.cuh"
 #include "baracuda/cp_async.cuh"
 #include "baracuda/grid_dependency.cuh"
 #include "baracuda/mbarrier.cuh"
@@ -29,7 +34,8 @@ constexpr int kBoxRowBytes = kBoxChannels * 2;
 constexpr int kBlockBoxes = kBlockDepth / kBoxChannels;
 
 // Shapes of one entry point.
-template <template <typename> class WeightsOf, int kWarpBlocks, int kRows, int kDepths, int kTokenTiles, int kGroupCount>
+template <template <typename> class WeightsOf, int kWarpBlocks, int kRows, int kDepths, int kTokenTiles, int kGroupCount,
+          int kClusterParts = 1>
 struct BulkShape {
   static constexpr int kBlocks = kWarpBlocks;  // of 32 output channels, of a warp: 1, or 2, a whole tile
   static constexpr int kTilesM = 2 * kBlocks;  // m16 tiles
@@ -37,12 +43,16 @@ struct BulkShape {
   static constexpr int kGroups = kGroupCount;  // of a block
   static constexpr int kRowWarps = kRows;
   static constexpr int kDepthWarps = kDepths;
+  static constexpr int kParts = kClusterParts;  // CTAs that share out k: 1 or 2
   static constexpr int kWarps = kRowWarps * kDepthWarps;
   static constexpr int kThreads = (kWarps + 1) * kWarpLanes;
   static constexpr int kWarpChannels = kBlockChannels * kBlocks;
   static constexpr int kChannels = kWarpChannels * kRowWarps;
   static constexpr int kTokens = 8 * kTilesN;
-  static constexpr unsigned kSumBytes = kDepthWarps * kTokens * kChannels * 4;
+  static constexpr int kOwnChannels = kChannels / kParts;  // that a CTA stores
+  static constexpr unsigned kTokenSums = kTokens * kChannels;
+  static constexpr unsigned kReceived = kDepthWarps * kTokenSums;  // where the sums of the other part begin
+  static constexpr unsigned kSumBytes = (kReceived + (kParts - 1) * kTokens * kOwnChannels) * 4;
   using Weights = WeightsOf<BulkShape>;
   static_assert(kRowWarps == 1 || kBlocks == 2, "the warps of a column take whole tiles");
 };
@@ -92,11 +102,23 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
   const unsigned s_base = shared_address(s_memory);
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-  const int columns = (operands.ic + kBlockDepth - 1) / kBlockDepth;
-  const int chunks = (columns + Shape::kDepthWarps - 1) / Shape::kDepthWarps;
+  const int all_columns = (operands.ic + kBlockDepth - 1) / kBlockDepth;
+  const int all_chunks = (all_columns + Shape::kDepthWarps - 1) / Shape::kDepthWarps;
+  int part = 0;
+  int first_chunk = 0;
+  int chunks = all_chunks;
+  int columns = all_columns;  // blocks of this part
+  if constexpr (Shape::kParts == 2) {
+    part = static_cast<int>(cluster_rank());
+    const int share = (all_chunks + 1) / 2;
+    first_chunk = part * share;
+    chunks = part == 0 ? share : all_chunks - share;
+    columns = part == 0 && chunks < all_chunks ? chunks * Shape::kDepthWarps
+                                               : all_columns - first_chunk * Shape::kDepthWarps;
+  }
   const int all_tiles = (operands.oc + Shape::kChannels - 1) / Shape::kChannels;
-  const int tile_step = Weights::kNeighboursTogether ? static_cast<int>(gridDim.x) : 1;
-  const int first_tile = static_cast<int>(blockIdx.x) * (Weights::kNeighboursTogether ? 1 : tiles);
+  const int tile_step = Weights::kNeighboursTogether ? static_cast<int>(gridDim.x) / Shape::kParts : 1;
+  const int first_tile = static_cast<int>(blockIdx.x) / Shape::kParts * (Weights::kNeighboursTogether ? 1 : tiles);
   const int end_tile = Weights::kNeighboursTogether || first_tile + tiles > all_tiles ? all_tiles : first_tile + tiles;
   const int first_token = static_cast<int>(blockIdx.y) * layout.tokens;
   const bool resident = layout.slots >= chunks;  // chunk c stays in slot c
@@ -115,7 +137,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
     const unsigned s_barrier = s_full + next_slot.place * kBarrierBytes;
     mbarrier_arrive_expecting(s_barrier, layout.chunk_bytes());  // what lies beyond x counts too
     box_copy(s_base + next_slot.place * layout.slot_bytes(), x_map, 0, first_token,
-             chunk * (Shape::kDepthWarps * kBlockBoxes), s_barrier);
+             (first_chunk + chunk) * (Shape::kDepthWarps * kBlockBoxes), s_barrier);
     chunk = chunk + 1 == chunks ? 0 : chunk + 1;
     next_slot.advance(layout.slots);
     ++copied;
@@ -135,7 +157,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
   const auto start_tile = [&] {
     const int half = next_tile * kTileHalves + first_half;
     if (half >= all_halves) next_tile = end_tile;
-    weights.start(columns, half, depth_warp);
+    weights.start(all_columns, half, first_chunk * Shape::kDepthWarps + depth_warp);
   };
   const auto copy_unit = [&](int stage) {
     const unsigned s_barrier = s_units + stage * kBarrierBytes;
@@ -158,7 +180,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       }
       mbarrier_fence_init();
       grid_dependency_wait();  // x may be what the launch before writes
-      copy_chunk();
+      if (Shape::kParts == 1 || chunks != 0) copy_chunk();
     }
   } else {
     start_tile();
@@ -172,10 +194,16 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
   }
   __syncwarp();
   __syncthreads();  // the barriers can be used
+  if constexpr (Shape::kParts == 2) cluster_arrive_relaxed();
   if (copies_x) {
     if (lane == 0) {
       const int wanted = resident ? chunks : chunks * ((end_tile - first_tile + tile_step - 1) / tile_step);
       while (copied < wanted) copy_chunk();
+    }
+    if constexpr (Shape::kParts == 2) {
+      // A warp that ends counts as arrived, but the barrier then takes a microsecond longer (H100).
+      __syncwarp();
+      cluster_wait();
     }
     return;
   }
@@ -220,7 +248,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
     if (tile != first_tile) {
       partial_barrier<Shape::kWarps * kWarpLanes>();  // the last tile's sums have been read
     }
-    float* s_warp = s_sums + depth_warp * (Shape::kTokens * Shape::kChannels) + first_half * kBlockChannels;
+    float* s_warp = s_sums + depth_warp * Shape::kTokenSums + first_half * kBlockChannels;
     const int quad = lane % 4;  // lanes of other tokens exchange channels, so that they write to distinct banks
 #pragma unroll
     for (int m = 0; m < Shape::kTilesM; ++m) {
@@ -237,24 +265,44 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
     }
     partial_barrier<Shape::kWarps * kWarpLanes>();
 
-    constexpr int kPairs = Shape::kChannels / 2;
-#pragma unroll 1
-    for (int index = static_cast<int>(threadIdx.x); index < layout.tokens * kPairs;
-         index += Shape::kWarps * kWarpLanes) {
-      const int token = index / kPairs;
-      const int pair = index % kPairs * 2;
-      const long long channel = static_cast<long long>(tile) * Shape::kChannels + pair;
-      if (first_token + token >= operands.m || channel >= operands.oc) continue;
-      const float* s_pair = s_sums + token * Shape::kChannels + (pair ^ token / 2 % 4 * Weights::kExchanged);
+    // Of the warps along k, of a token and a pair of channels.
+    const auto total = [&](int token, int channel) {
+      const float* s_pair = s_sums + token * Shape::kChannels + (channel ^ token / 2 % 4 * Weights::kExchanged);
       float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
-      for (int part = 0; part < Shape::kDepthWarps; ++part) {
-        const float2 partial =
-            *reinterpret_cast<const float2*>(s_pair + part * (Shape::kTokens * Shape::kChannels));
+      for (int warps = 0; warps < Shape::kDepthWarps; ++warps) {
+        const float2 partial = *reinterpret_cast<const float2*>(s_pair + warps * Shape::kTokenSums);
         sum.x += partial.x;
         sum.y += partial.y;
       }
-      store_output_pair(operands, first_token + token, channel, sum);
+      return sum;
+    };
+    constexpr int kPairs = Shape::kOwnChannels / 2;
+    const float* s_received = s_sums + Shape::kReceived;  // (kTokens, kOwnChannels)
+    if constexpr (Shape::kParts == 2) {
+      cluster_wait();  // the other part has begun
+      const unsigned s_other = cluster_address(shared_address(s_received), part ^ 1);
+#pragma unroll 1
+      for (int index = static_cast<int>(threadIdx.x); index < layout.tokens * kPairs; index += Shape::kWarps * kWarpLanes) {
+        const int token = index / kPairs;
+        store_cluster(s_other + index * 8, total(token, (part ^ 1) * Shape::kOwnChannels + index % kPairs * 2));
+      }
+      cluster_arrive();
+      cluster_wait();
+    }
+#pragma unroll 1
+    for (int index = static_cast<int>(threadIdx.x); index < layout.tokens * kPairs; index += Shape::kWarps * kWarpLanes) {
+      const int token = index / kPairs;
+      const int own = part * Shape::kOwnChannels + index % kPairs * 2;
+      const long long channel = static_cast<long long>(tile) * Shape::kChannels + own;
+      if (first_token + token >= operands.m || channel >= operands.oc) continue;
+      float2 sum = total(token, own);
+      if constexpr (Shape::kParts == 2) {
+        const float2 received = reinterpret_cast<const float2*>(s_received)[index];
+        sum.x += received.x;
+        sum.y += received.y;
+      }
+      store_output_pair<true>(operands, first_token + token, channel, sum);
     }
   }
 }

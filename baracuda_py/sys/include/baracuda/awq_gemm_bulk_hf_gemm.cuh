@@ -133,14 +133,7 @@ struct BulkHfGemm {
       }
 #pragma unroll
       for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-        const float2 scale = scale_pair_to_f32(held.r_scales[group][tile], scales_bf16);
-#pragma unroll
-        for (int n = 0; n < Shape::kTilesN; ++n) {
-          sums[tile][n][0] = fmaf(partial[tile][n][0], scale.x, sums[tile][n][0]);
-          sums[tile][n][1] = fmaf(partial[tile][n][1], scale.x, sums[tile][n][1]);
-          sums[tile][n][2] = fmaf(partial[tile][n][2], scale.y, sums[tile][n][2]);
-          sums[tile][n][3] = fmaf(partial[tile][n][3], scale.y, sums[tile][n][3]);
-        }
+        add_scaled(partial[tile], scale_pair_to_f32(held.r_scales[group][tile], scales_bf16), sums[tile]);
       }
     }
   }

@@ -9,29 +9,11 @@
 namespace baracuda {
 
 constexpr int kLaneBytes = 16;
-constexpr int kTokenBytes = kBlockDepth * 2;                 // x of a token in a stage
-constexpr int kTokenChunks = kTokenBytes / kLaneBytes;
-constexpr int kChunkChannels = kBlockDepth / kTokenChunks;   // input channels of a chunk
+constexpr int kChunkChannels = kLaneBytes / 2;  // input channels of a chunk of x
 
 constexpr int kSliceChannels = 32;  // input channels of two k16 steps: what ldmatrix_x4 gives of eight tokens
 constexpr int kSlices = kBlockDepth / kSliceChannels;
 constexpr int kSliceChunks = kSliceChannels / kChunkChannels;
-
-// Where a stage keeps 16 bytes of a token's x: rows of 256 bytes, their chunks exchanged so that eight tokens' lie in
-// distinct banks.
-__device__ __forceinline__ unsigned token_offset(int token, int chunk) {
-  return static_cast<unsigned>(token * kTokenBytes + (chunk ^ token % 8) * kLaneBytes);
-}
-
-// x in rows as `token_offset` says; `s_rows` is the address of the first.
-struct TokenRows {
-  unsigned s_rows;
-
-  // Chunk `quarter` of a slice of a block, of a token.
-  __device__ __forceinline__ unsigned operator()(int token, int slice, int quarter) const {
-    return s_rows + token_offset(token, kSliceChunks * slice + quarter);
-  }
-};
 
 // Neighbouring blocks of a tile in shared memory, read by a lane when they are needed.
 template <typename Shape>
@@ -90,6 +72,18 @@ struct HeldBlocks {
   }
 };
 
+// Adds a group's sums of an m16 tile times the scales of the lane's two rows.
+template <int kTilesN>
+__device__ __forceinline__ void add_scaled(const float (&partial)[kTilesN][4], float2 scale, float (&sums)[kTilesN][4]) {
+#pragma unroll
+  for (int n = 0; n < kTilesN; ++n) {
+    sums[n][0] = fmaf(partial[n][0], scale.x, sums[n][0]);
+    sums[n][1] = fmaf(partial[n][1], scale.x, sums[n][1]);
+    sums[n][2] = fmaf(partial[n][2], scale.y, sums[n][2]);
+    sums[n][3] = fmaf(partial[n][3], scale.y, sums[n][3]);
+  }
+}
+
 // Adds the product of neighbouring blocks of a tile and tokens to `sums`, [m16 tile][n8 tile]. Shape has kTilesM, two a
 // block, kTilesN and kGroups. `blocks` are SharedBlocks or HeldBlocks; `tokens` gives the address of x, of 16-bit elements.
 // q - z is exact; f32 sums are scaled once a group.
@@ -99,8 +93,7 @@ __device__ __forceinline__ void multiply_block(const Blocks& blocks, const Token
   using Pair = Int4Pair<Element>;
   unsigned upper[Shape::kTilesM], lower[Shape::kTilesM];  // zero terms of a tile's rows 0 to 7, and 8 to 15
   float partial[Shape::kTilesM][Shape::kTilesN][4];
-  // Loads of all four slices at once would take the registers of a wide tile.
-#pragma unroll(Shape::kTilesN <= 2 ? kSlices / 2 : 1)
+#pragma unroll
   for (int half = 0; half < kSlices / 2; ++half) {
     uint4 words[Shape::kTilesM];
 #pragma unroll
@@ -130,57 +123,25 @@ __device__ __forceinline__ void multiply_block(const Blocks& blocks, const Token
         a[2] = Pair::template spread_pair<2>(word, upper[tile]);
         a[3] = Pair::template spread_pair<3>(word, lower[tile]);
       };
-      const auto load_tokens = [&](int n, unsigned(&fragments)[4]) {
-        ldmatrix_x4(fragments, tokens(8 * n + lane % 8, slice, lane / 8));
-      };
-      // Whichever operand has fewer fragments is kept; sums are taken in the same order.
-      if constexpr (Shape::kTilesN <= Shape::kTilesM) {
-        unsigned b[Shape::kTilesN][4];
+      unsigned b[Shape::kTilesN][4];
 #pragma unroll
-        for (int n = 0; n < Shape::kTilesN; ++n) load_tokens(n, b[n]);
+      for (int n = 0; n < Shape::kTilesN; ++n) ldmatrix_x4(b[n], tokens(8 * n + lane % 8, slice, lane / 8));
 #pragma unroll
-        for (int step = 0; step < 2; ++step) {
+      for (int step = 0; step < 2; ++step) {
 #pragma unroll
-          for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-            unsigned a[4];
-            fragment(step, tile, a);
+        for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+          unsigned a[4];
+          fragment(step, tile, a);
 #pragma unroll
-            for (int n = 0; n < Shape::kTilesN; ++n) {
-              mma_m16n8k16<Element>(partial[tile][n], a, b[n][2 * step], b[n][2 * step + 1]);
-            }
-          }
-        }
-      } else {
-        unsigned a[2][Shape::kTilesM][4];
-#pragma unroll
-        for (int step = 0; step < 2; ++step) {
-#pragma unroll
-          for (int tile = 0; tile < Shape::kTilesM; ++tile) fragment(step, tile, a[step][tile]);
-        }
-#pragma unroll
-        for (int n = 0; n < Shape::kTilesN; ++n) {
-          unsigned b[4];
-          load_tokens(n, b);
-#pragma unroll
-          for (int step = 0; step < 2; ++step) {
-#pragma unroll
-            for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-              mma_m16n8k16<Element>(partial[tile][n], a[step][tile], b[2 * step], b[2 * step + 1]);
-            }
+          for (int n = 0; n < Shape::kTilesN; ++n) {
+            mma_m16n8k16<Element>(partial[tile][n], a, b[n][2 * step], b[n][2 * step + 1]);
           }
         }
       }
       if ((slice + 1) * Shape::kGroups % kSlices != 0) continue;
 #pragma unroll
       for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-        const float2 scale = scale_pair_to_f32(blocks.scales(part, tile), scales_bf16);
-#pragma unroll
-        for (int n = 0; n < Shape::kTilesN; ++n) {
-          sums[tile][n][0] = fmaf(partial[tile][n][0], scale.x, sums[tile][n][0]);
-          sums[tile][n][1] = fmaf(partial[tile][n][1], scale.x, sums[tile][n][1]);
-          sums[tile][n][2] = fmaf(partial[tile][n][2], scale.y, sums[tile][n][2]);
-          sums[tile][n][3] = fmaf(partial[tile][n][3], scale.y, sums[tile][n][3]);
-        }
+        add_scaled(partial[tile], scale_pair_to_f32(blocks.scales(part, tile), scales_bf16), sums[tile]);
       }
     }
   }

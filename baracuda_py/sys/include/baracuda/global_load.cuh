@@ -29,4 +29,12 @@ __device__ __forceinline__ Element load_coherent(const Element* address) {
   return *reinterpret_cast<const Element*>(&bits);
 }
 
+// The same address, by plain loads that the compiler does not move to the read-only cache: for a kernel whose registers
+// load_coherent() would spill.
+template <typename Value>
+__device__ __forceinline__ const Value* not_constant(const Value* address) {
+  asm volatile("" : "+l"(address) : : "memory");
+  return address;
+}
+
 }  // namespace baracuda

@@ -11,4 +11,7 @@ inline Element load_coherent(const Element* address) {
   return *address;
 }
 
+template <typename Value>
+inline const Value* not_constant(const Value* address) { return address; }
+
 }  // namespace baracuda

@@ -1,6 +1,4 @@
 // See awq_gemm_tiled_tile_entries.cuh.
-//
-// baracuda: assembled-only sm_90
 #include "baracuda/awq_gemm_tiled_tile_entries.cuh"
 
 BARACUDA_TILE_ENTRIES(awq_gemm_tiled_tile_sm80_f16, __half, 2)

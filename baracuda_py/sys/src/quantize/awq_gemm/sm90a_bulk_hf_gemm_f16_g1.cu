@@ -2,7 +2,7 @@
 //
 // For 16 tokens the kernels want some registers more than 12 warps leave them:
 // baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c128_t16_g1 24
-// baracuda: assembled-only sm_90
 #include "baracuda/awq_gemm_bulk_hf_gemm_entries.cuh"
 
 BARACUDA_BULK_ENTRIES(awq_gemm_bulk_sm90a_f16_hf_gemm, __half, 1)
+BARACUDA_BULK_PARTS_ENTRIES(awq_gemm_bulk_sm90a_f16_hf_gemm, __half, 1)

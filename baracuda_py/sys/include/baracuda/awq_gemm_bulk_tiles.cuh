@@ -1,0 +1,45 @@
+// The tiles of awq_gemm_bulk.cuh that have entry points.
+//
+// An entry's name has its channels (c), where two CTAs share out k its parts (p), its tokens (t) and groups of a block (g).
+// grid (ceil(oc / channels / tiles) * parts, ceil(m / tokens)). Threads, and bytes of dynamic shared memory, as BulkShape and
+// BulkLayout say: `slots` times depth warps * 256 * tokens, rounded up to 1024, warps * stages units, depth warps * t * c
+// sums of 4 bytes and, of two parts, t * c / 2 more, and 8 bytes for each unit and twice for each slot. x_map is x as
+// (ic / 64, m, 64) with boxes of (2 * depth warps, tokens, 64), swizzled over 128 bytes; tokens <= t.
+#pragma once
+
+#include "baracuda/awq_gemm_bulk.cuh"
+
+namespace baracuda {
+
+// Warps of a tile: down the channels, and along k. With the one that copies x, twelve at most: registers are given out to
+// four warps at a time, and thirteen would leave each 128.
+BARACUDA_CONSTANT(kC32RowWarps, 1);
+BARACUDA_CONSTANT(kC32DepthWarps, 11);
+BARACUDA_CONSTANT(kC64RowWarps, 1);
+BARACUDA_CONSTANT(kC64DepthWarps, 8);
+BARACUDA_CONSTANT(kC128RowWarps, 2);
+BARACUDA_CONSTANT(kC128DepthWarps, 4);
+
+template <template <typename> class WeightsOf, int kTokenTiles, int kGroups>
+using BulkC32 = BulkShape<WeightsOf, 1, kC32RowWarps, kC32DepthWarps, kTokenTiles, kGroups>;
+template <template <typename> class WeightsOf, int kTokenTiles, int kGroups>
+using BulkC64 = BulkShape<WeightsOf, 2, kC64RowWarps, kC64DepthWarps, kTokenTiles, kGroups>;
+template <template <typename> class WeightsOf, int kTokenTiles, int kGroups>
+using BulkC64P2 = BulkShape<WeightsOf, 2, kC64RowWarps, kC64DepthWarps, kTokenTiles, kGroups, 2>;
+template <template <typename> class WeightsOf, int kTokenTiles, int kGroups>
+using BulkC128 = BulkShape<WeightsOf, 2, kC128RowWarps, kC128DepthWarps, kTokenTiles, kGroups>;
+
+}  // namespace baracuda
+
+// BARACUDA_BULK_ENTRY(name, clusters, Element, Tile, kTokenTiles, kGroups) is the layout's.
+#define BARACUDA_BULK_ENTRIES(prefix, Element, kGroups)                             \
+  BARACUDA_BULK_ENTRY(prefix##_c32_t8_g##kGroups, , Element, BulkC32, 1, kGroups)   \
+  BARACUDA_BULK_ENTRY(prefix##_c32_t16_g##kGroups, , Element, BulkC32, 2, kGroups)  \
+  BARACUDA_BULK_ENTRY(prefix##_c64_t8_g##kGroups, , Element, BulkC64, 1, kGroups)   \
+  BARACUDA_BULK_ENTRY(prefix##_c64_t16_g##kGroups, , Element, BulkC64, 2, kGroups)  \
+  BARACUDA_BULK_ENTRY(prefix##_c128_t8_g##kGroups, , Element, BulkC128, 1, kGroups) \
+  BARACUDA_BULK_ENTRY(prefix##_c128_t16_g##kGroups, , Element, BulkC128, 2, kGroups)
+// Of two parts.
+#define BARACUDA_BULK_PARTS_ENTRIES(prefix, Element, kGroups)                                                   \
+  BARACUDA_BULK_ENTRY(prefix##_c64_p2_t8_g##kGroups, __cluster_dims__(2, 1, 1), Element, BulkC64P2, 1, kGroups) \
+  BARACUDA_BULK_ENTRY(prefix##_c64_p2_t16_g##kGroups, __cluster_dims__(2, 1, 1), Element, BulkC64P2, 2, kGroups)
