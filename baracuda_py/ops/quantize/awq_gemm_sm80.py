@@ -201,7 +201,7 @@ def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> floa
     waves = _ceil_div(blocks, device.sm_count * _RESIDENT[rows])
     busy = blocks / (waves * device.sm_count * _RESIDENT[rows])
     flop = 2 * _ceil_div(desc.m, rows) * rows * desc.ic * desc.oc
-    arithmetic = flop / (device.flop_per_us * 0.3 * max(busy, 1e-3))
+    arithmetic = flop / (device.flop_per_us * 0.25 * max(busy, 1e-3))
     partials = 2 * splits * desc.m * desc.oc * 4 / device.bytes_per_us + 2.5 if splits > 1 else 0.0
     return 4.0 + max(arithmetic, streaming_us(desc, device, 0.4 * min(1.0, busy * 2))) + partials
 

@@ -80,6 +80,11 @@ def _warp_nbytes(desc: Int4AwqGemmDescriptor, channels: int, tokens: int) -> int
     return _constant("kStreamStages") * unit + (0 if desc.scales_apart else 2 * TILE_COLUMNS * tokens)
 
 
+def _two_an_sm(desc: Int4AwqGemmDescriptor, device: Device, channels: int) -> bool:
+    """Whether tiles of 32 channels are more than the SMs."""
+    return channels == 32 and _ceil_div(desc.oc, channels) > device.sm_count
+
+
 def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     """The widest tile that gives most SMs a thread block; two an SM, of half the warps, rather than a second round.
 
@@ -89,7 +94,7 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     channels, rows, columns = (
         (32, 1, 8) if tiles <= 0.75 else (64, 1, 8) if tiles <= 1 else (64, 1, 4) if tiles <= 2 else (64, 2, 4)
     )
-    if channels == 32 and _ceil_div(desc.oc, 32) > device.sm_count:
+    if _two_an_sm(desc, device, channels):
         columns = 4
     fitting = shared_nbytes_of(device) // _warp_nbytes(desc, channels, max(_TOKENS))
     return _Tile(channels, rows, max(1, min(columns, fitting // rows, _ceil_div(desc.ic, TILE_COLUMNS))))
@@ -115,14 +120,18 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
 
 # Shares of bandwidth of up to 8 rows and of more, which take more instructions, and what narrow rows leave of them, for
 # they take more copies: measured on an H100.
-_SHARES = {"oc_major": (0.63, 0.48, 0.87), "hf_gemm": (0.65, 0.47, 0.67), "tiled": (0.71, 0.57, 0.87)}
+_SHARES = {"oc_major": (0.53, 0.4, 0.87), "hf_gemm": (0.54, 0.39, 0.66), "tiled": (0.6, 0.48, 0.87)}
 
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     tile, (few, many, narrow) = _tile(desc, device), _SHARES[desc.weight_layout.value]
     share = (few if desc.m <= min(_TOKENS) else many) * (narrow if tile.channels == 32 else 1)
+    if tile.columns == 8:  # an SM has one thread block
+        share *= 0.92
     again = 0.8 * (_ceil_div(desc.m, max(_TOKENS)) - 1)  # reads of the weights from L2, and the arithmetic
     even = even_share(_ceil_div(desc.oc, tile.block_channels), device)
+    if _two_an_sm(desc, device, tile.channels):  # the second of an SM takes bandwidth that the others leave
+        even = min(1.0, 1.2 * even)
     return 3.0 + streaming_us(desc, device, share * even) * (1 + again)
 
 
