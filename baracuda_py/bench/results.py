@@ -157,14 +157,16 @@ class Results:
         return judged
 
     def headlines(self) -> list[dict[str, Any]]:
-        """For the two largest weights at few rows: the fastest kernel that `select` picks, over the dense GEMM."""
+        """For the two largest weights at few rows, in f16 and groups of 128: the fastest kernel that `select` picks,
+        over the dense GEMM."""
         largest = sorted({(row["oc"], row["ic"]) for row in self.rows}, key=lambda shape: -shape[0] * shape[1])[:2]
         lines = []
         for key, rows in self.by_cell().items():
-            element, _, oc, ic, m = key
+            element, group_size, oc, ic, m = key
             best = fastest(row for row in rows if row["kind"] == OURS and row["selected"])
             dense = fastest(row for row in rows if row["kind"] == DENSE)
-            if (oc, ic) in largest and m in _HEADLINE_ROWS and best and dense:
+            usual = element == ElementKind.F16.name.lower() and group_size == 128
+            if usual and (oc, ic) in largest and m in _HEADLINE_ROWS and best and dense:
                 layout = "" if best["layout"] in ("", AwqWeightLayout.TILED.value) else f", {best['layout']}"
                 what = f"AWQ GEMM {element} over {dense['kernel'].replace('_', ' ')}, {oc} x {ic}, m = {m}{layout}"
                 lines.append({"what": what, "value": best["over_dense"], "unit": "x"})

@@ -79,7 +79,8 @@ class _Tile:
     @classmethod
     def of(cls, channels: int, layout: str, parts: int = 1) -> _Tile:
         code = module(_module(layout, ElementKind.F16, 1), _ARCH.name.lower())  # all say the same
-        return cls(channels, *(code.constant(f"kC{channels}{part}Warps") for part in ("Row", "Depth")), parts)
+        row_warps, depth_warps = (code.constant(f"kC{channels}{part}Warps") for part in ("Row", "Depth"))
+        return cls(channels, row_warps, depth_warps, parts)
 
     @property
     def name(self) -> str:
@@ -203,14 +204,15 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     passes = _ceil_div(desc.m, 16)
     rounds = _ceil_div(tile.blocks(desc.oc, device.sm_count) * passes, sms)
     again = (0.7 if tile.parts > 1 else 0.9) * (rounds - 1) + 0.2 * (passes - rounds)
-    # Launch and end, which two thread blocks that wait for each other delay; the share of bandwidth that is reached, where
-    # busy SMs take some of what idle ones leave; and how much longer more than 8 tokens take, whose x is a good part of
-    # what an SM is sent. Measured on an H100.
+    # Launch and end, which two thread blocks that wait for each other delay; the share of bandwidth that is reached,
+    # where busy SMs take some of what idle ones leave; and how much longer more than 8 tokens take, whose x is a good
+    # part of what an SM is sent. Measured on an H100.
     fixed_us, share, more = (
         (4.1, 0.46, 1.1) if tile.parts > 1 else (3.2, 0.56, 1.1) if desc.scales_apart else (3.2, 0.63, 1.08)
     )
     tokens = 1.0 if desc.m <= 8 else more
-    return (fixed_us + streaming_us(desc, device, share * min(1.0, busy + 0.25, 0.6 + 0.45 * busy))) * (1 + again) * tokens
+    reached = share * min(1.0, busy + 0.25, 0.6 + 0.45 * busy)
+    return (fixed_us + streaming_us(desc, device, reached)) * (1 + again) * tokens
 
 
 _LIMITS = (
