@@ -4,7 +4,8 @@
 
 Runs `pytest -m gpu` in several processes and writes benchmarks/results/<gpu>/gpu-tests.json: the machine, the counts,
 and the sha256 of every PTX module that was launched, by which a test knows whether a GPU has run what is committed. The
-file is there before the sanitizer starts. Ends with pytest's exit code, or 1 when a sanitizer found something.
+file is there before the sanitizer starts; racecheck sees no call that NVIDIA's libraries have a part in. Ends with
+pytest's exit code, or 1 when a sanitizer found something.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def _sanitize(program: str, tool: str, shard: int, shards: int) -> dict[str, Any
     start = time.perf_counter()
     command = [program, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "4", sys.executable]
     command += [str(HERE / "_sanitized.py"), f"{shard}/{shards}"]
-    if tool == "racecheck":  # it now and then reports races within one of cuBLASLt's kernels
+    if tool == "racecheck":  # racecheck now and then reports races within one of cuBLASLt's kernels
         command.append("--ours")
     try:
         done = subprocess.run(

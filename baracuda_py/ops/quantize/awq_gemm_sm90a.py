@@ -50,7 +50,7 @@ _ALL_IN_FLIGHT = 84 * 1024
 # 128 1.12.
 _UNEVEN = 1.2
 # An SM takes one thread block: of two launches that overlap, those of the next would share SMs while others idle (on an
-# H100, 6.6 us instead of 5.2 for 4096 x 4096, m = 1).
+# H100, 6.6 us instead of 5.2 for 4096 x 4096, m = 1): half of what one may have, and the KiB that each takes besides.
 _ALONE = SHARED_BYTES // 2 + 1024
 _MAX_STAGES = 8
 _EARLY_STAGES = 1  # units of a ring that are asked for before x; all, where x has to be waited for
@@ -115,7 +115,7 @@ class _Tile:
 
     def tiles_of_block(self, oc: int, sm_count: int) -> int:
         """Tiles that a thread block takes, so that an SM has one."""
-        return _ceil_div(_ceil_div(oc, self.channels), sm_count // self.parts)
+        return _ceil_div(_ceil_div(oc, self.channels), max(sm_count // self.parts, 1))
 
     def blocks(self, oc: int, sm_count: int) -> int:
         """Thread blocks along oc, and along ic."""

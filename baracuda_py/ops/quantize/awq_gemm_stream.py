@@ -40,6 +40,8 @@ _TOKENS = (8, 16)  # of a thread block
 # specifications); others have at least the least of these.
 _SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227}
 _LEAST_SHARED_KIB = 99
+_RESERVED_BYTES = 1024  # of an SM's shared memory, for each thread block
+_HALF_COLUMNS = 4
 _INT = _GRID_X = (1 << 31) - 1
 
 
@@ -81,8 +83,13 @@ def _warp_nbytes(desc: Int4AwqGemmDescriptor, channels: int, tokens: int) -> int
 
 
 def _two_an_sm(desc: Int4AwqGemmDescriptor, device: Device, channels: int) -> bool:
-    """Whether tiles of 32 channels are more than the SMs."""
-    return channels == 32 and _ceil_div(desc.oc, channels) > device.sm_count
+    """Whether 32-channel tiles are more than the SMs, and an SM has room for two thread blocks of half the warps."""
+    nbytes = _HALF_COLUMNS * _warp_nbytes(desc, channels, max(_TOKENS)) + _RESERVED_BYTES
+    return (
+        channels == 32
+        and _ceil_div(desc.oc, channels) > device.sm_count
+        and 2 * nbytes <= shared_nbytes_of(device) + _RESERVED_BYTES
+    )
 
 
 def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
@@ -95,7 +102,7 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
         (32, 1, 8) if tiles <= 0.75 else (64, 1, 8) if tiles <= 1 else (64, 1, 4) if tiles <= 2 else (64, 2, 4)
     )
     if _two_an_sm(desc, device, channels):
-        columns = 4
+        columns = _HALF_COLUMNS
     fitting = shared_nbytes_of(device) // _warp_nbytes(desc, channels, max(_TOKENS))
     return _Tile(channels, rows, max(1, min(columns, fitting // rows, _ceil_div(desc.ic, TILE_COLUMNS))))
 
@@ -126,7 +133,7 @@ _SHARES = {"oc_major": (0.53, 0.4, 0.87), "hf_gemm": (0.54, 0.39, 0.66), "tiled"
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     tile, (few, many, narrow) = _tile(desc, device), _SHARES[desc.weight_layout.value]
     share = (few if desc.m <= min(_TOKENS) else many) * (narrow if tile.channels == 32 else 1)
-    if tile.columns == 8:  # an SM has one thread block
+    if tile.columns > _HALF_COLUMNS:  # an SM has one thread block
         share *= 0.92
     again = 0.8 * (_ceil_div(desc.m, max(_TOKENS)) - 1)  # reads of the weights from L2, and the arithmetic
     even = even_share(_ceil_div(desc.oc, tile.block_channels), device)

@@ -201,7 +201,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       while (copied < wanted) copy_chunk();
     }
     if constexpr (Shape::kParts == 2) {
-      // A warp that ends counts as arrived, but the barrier then takes a microsecond longer (H100).
+      // A warp that ends without it counts as arrived, but the others then wait a microsecond longer (H100).
       __syncwarp();
       cluster_wait();
     }

@@ -3,8 +3,9 @@
 // An entry's name has its channels (c), where two CTAs share out k its parts (p), its tokens (t) and groups of a block (g).
 // grid (ceil(oc / channels / tiles) * parts, ceil(m / tokens)). Threads, and bytes of dynamic shared memory, as BulkShape and
 // BulkLayout say: `slots` times depth warps * 256 * tokens, rounded up to 1024, warps * stages units, depth warps * t * c
-// sums of 4 bytes and, of two parts, t * c / 2 more, and 8 bytes for each unit and twice for each slot. x_map is x as
-// (ic / 64, m, 64) with boxes of (2 * depth warps, tokens, 64), swizzled over 128 bytes; tokens <= t.
+// sums of 4 bytes and, of two parts, t * c / 2 more, and 8 bytes for each unit and twice for each slot, or more. x_map is x
+// as (ic / 64, m, 64) with boxes of (2 * depth warps, tokens, 64), swizzled over 128 bytes; tokens <= t. Of two parts, tiles
+// is 1, and ic more than a chunk.
 #pragma once
 
 #include "baracuda/awq_gemm_bulk.cuh"
