@@ -141,13 +141,15 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     HF_GEMM's 32 channels are half of what memory is read by: where 64 would leave half of the SMs idle, two thread
     blocks share out ic, if there is something for each. It does not depend on m, so that m changes no bits.
     """
-    layout = desc.weight_layout.value
-    narrow = 2 * _ceil_div(desc.oc, 64) <= device.sm_count
-    halves = _Tile.of(64, layout, 2) if desc.scales_apart and narrow else None
-    if halves and Tiling(desc.ic, desc.oc, desc.group_size).columns > halves.depth_warps:
-        return halves
-    wide = desc.scales_apart and not narrow
-    tiles = [_Tile.of(channels, layout) for channels in (_CHANNELS[:2] if wide else _CHANNELS)]
+    layout: str = desc.weight_layout.value
+    channels: tuple[int, ...] = _CHANNELS
+    if desc.scales_apart and 2 * _ceil_div(desc.oc, 64) > device.sm_count:
+        channels = _CHANNELS[:2]
+    elif desc.scales_apart:
+        halves = _Tile.of(64, layout, 2)
+        if Tiling(desc.ic, desc.oc, desc.group_size).columns > halves.depth_warps:
+            return halves
+    tiles = [_Tile.of(count, layout) for count in channels]
     most = [tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels for tile in tiles]
     return next(tile for tile, channels in zip(tiles, most, strict=True) if channels <= _UNEVEN * min(most))
 

@@ -15,7 +15,7 @@ from baracuda_py.ops.quantize import awq_tiles
 from baracuda_py.ops.quantize.awq_gemm_sm90a import BOX_CHANNELS
 from baracuda_py.ops.quantize.awq_packing import pack_weight, unpack_weight
 from baracuda_py.ops.quantize.awq_tiles import Tiling
-from baracuda_py.sys import module, modules
+from baracuda_py.sys import module
 
 HF_GEMM, OC_MAJOR, TILED = bp.AwqWeightLayout.HF_GEMM, bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.TILED
 GROUPS = (32, 64, 128, -1)
@@ -252,13 +252,12 @@ def test_two_thread_blocks_share_a_tile_of_hf_gemm_weights_where_one_each_would_
         assert (re.search(r"_(c\d+(?:_p2)?)_t", launch.entry)[1], launch.grid[0]) == (tile, blocks)
 
 
-@pytest.mark.parametrize(
-    "compiled", [one for one in modules() if re.search(r"awq_gemm\.(tiled_b?f16|bulk)_", one.name)],
-    ids=lambda compiled: compiled.name,
-)  # fmt: skip
-def test_kernels_of_bulk_copies_read_nothing_through_the_read_only_cache(compiled):
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("element", ["f16", "bf16"])
+@pytest.mark.parametrize("layout", ["tiled", "bulk_hf_gemm"])
+def test_kernels_of_bulk_copies_read_nothing_through_the_read_only_cache(layout, element, groups):
     """Whose loads a wait for the launch before does not hold back; that launch may write the bias."""
-    text = compiled.ptx.decode()
+    text = module(f"quantize.awq_gemm.{layout}_{element}_g{groups}", "sm90a").ptx.decode()
     assert "griddepcontrol.wait" in text
     assert re.search(r"\tld\.(global\.)?u16", text), "the bias"
     assert "ld.global.nc" not in text
