@@ -121,7 +121,7 @@ def test_a_token_has_the_same_bits_in_every_tile_of_one_range(registry, group, i
 
 
 @pytest.mark.parametrize(("group", "element"), [(128, "F16"), (64, "BF16"), (32, "F16"), (-1, "BF16")])
-@pytest.mark.parametrize("tokens", [32, 64, 128, 256])
+@pytest.mark.parametrize("tokens", [32, 64, 96, 128, 160, 192, 224, 256])
 def test_tiles_taken_whole_and_tiles_that_are_split_meet(modules, monkeypatch, tokens, group, element):
     registry = emulated_registry(EmulatorBackend(modules, HOPPER_SLICE))
     monkeypatch.setattr(bp, "default_registry", lambda: registry)
@@ -133,8 +133,9 @@ def test_tiles_taken_whole_and_tiles_that_are_split_meet(modules, monkeypatch, t
     )  # fmt: skip
     case = _case(registry, "wide", descriptor)
     main, finish = case.plan.launches
-    *_, whole, split, splits, _ = main.parameters
+    *_, whole, split, splits, _, token_tiles, even = main.parameters
     assert min(whole, split) > 0, "both kinds"
+    assert (token_tiles, even) == (3, -(-(2 * tokens + 9) // 24) * 8), "as many tokens in each, but for the last"
     assert splits > 1
     assert main.grid[0] >= split * splits
     assert main.entry.partition("_t")[2].startswith(f"iled_wide_sm90a_{element.lower()}_t{tokens}_")

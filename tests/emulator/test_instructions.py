@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cuda_emulator.backend import Modules
 from cuda_emulator.bench import Bench
+from cuda_emulator.library import Fault
 
 SOURCE = Path(__file__).parent / "kernels" / "instructions.cu"
 DTYPES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -141,7 +142,10 @@ def test_a_box_is_swizzled_and_zero_beyond_the_tensor(bench, begin):
             assert np.array_equal(found[:, row, chunk ^ row], expected[:, row, 8 * chunk : 8 * chunk + 8])
 
 
-@pytest.mark.parametrize(("element", "columns"), [("f16", 32), ("f16", 64), ("bf16", 128), ("f16", 256), ("bf16", 256)])
+@pytest.mark.parametrize(
+    ("element", "columns"),
+    [*(("f16", columns) for columns in (32, 64, 96, 160, 256)), *(("bf16", columns) for columns in (128, 192, 224, 256))],
+)
 def test_a_warpgroup_multiplies_by_swizzled_rows(bench, element, columns):
     random = np.random.default_rng(5)
     a, b = random.integers(-15, 16, (64, 16)), random.integers(-100, 101, (columns, 64))
@@ -149,6 +153,18 @@ def test_a_warpgroup_multiplies_by_swizzled_rows(bench, element, columns):
     like, shared = np.empty((64, columns), np.float32), columns * 128
     found = bench.run(f"wgmma_{element}_{columns}", given, like, block=128, shared_bytes=shared)
     assert np.array_equal(found, (a @ b[:, 32:48].T).astype(np.float32))
+
+
+def test_a_warpgroup_may_multiply_by_rows_of_which_the_first_are_written(bench):
+    random = np.random.default_rng(6)
+    a, b = random.integers(-15, 16, (64, 16)), random.integers(-100, 101, (64, 64))
+    given = np.concatenate([a.ravel(), b.ravel()]).astype(np.float16).view(np.uint16)
+    like, shape = np.empty((64, 64), np.float32), {"block": 128, "shared_bytes": 64 * 128}
+    found = bench.run("wgmma_of_24_rows", given, like, **shape)
+    assert np.array_equal(found[:, :24], (a @ b[:24, 32:48].T).astype(np.float32))
+    assert np.isnan(found[:, 24:]).all()
+    with pytest.raises(Fault, match="has not written"):
+        bench.run("wgmma_of_no_rows", given, like, **shape)
 
 
 @pytest.mark.parametrize("begin", [(0, 0, 0), (128, 3, 0), (256, 7, 0)])

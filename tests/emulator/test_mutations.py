@@ -48,7 +48,7 @@ _HARMLESS = {
 # Modules that show a file's, or those of them that begin so, where the first that has it orders the same in another way
 # too, fp8 takes turns, or has fewer problems that show it, or no clusters.
 _SHOWN_BY = {
-    ("include/baracuda/awq_gemm_wide_store.cuh", ""): "sm90a.quantize.awq_gemm.tiled_wide_bf16_g1",
+    ("include/baracuda/awq_gemm_wide_store.cuh", ""): "sm90a.quantize.awq_gemm.tiled_wide_few_bf16_g1",
     ("include/baracuda/awq_gemm_bulk.cuh", "cluster_"): "sm90a.quantize.awq_gemm.bulk_hf_gemm_bf16_g1",
     ("include/baracuda/awq_gemm_bulk.cuh", ""): "sm90a.quantize.awq_gemm.tiled_bf16_g1",
 }

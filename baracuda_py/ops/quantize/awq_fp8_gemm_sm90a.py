@@ -67,6 +67,10 @@ def _cut(desc: Int4AwqFp8GemmDescriptor, device: Device) -> WideCut:
     return min(WideCut.all(desc, device, _TOKENS), key=lambda cut: _cut_us(desc, device, cut))
 
 
+def _box_tokens(cut: WideCut) -> int:
+    return cut.even if cut.token_tiles == 1 else cut.tokens
+
+
 def _operands(desc: Int4AwqFp8GemmDescriptor, cut: WideCut) -> tuple[Parameter, ...]:
     """BARACUDA_FP8_PARAMETERS of awq_fp8_gemm_tiled_entries.cuh, and the parts."""
     return (
@@ -81,6 +85,7 @@ def _operands(desc: Int4AwqFp8GemmDescriptor, cut: WideCut) -> tuple[Parameter, 
         int(desc.scales_kind is ElementKind.BF16),
         int(desc.epilogue),
         *cut.schedule,
+        _box_tokens(cut),
         Pointer(WORKSPACE),
     )
 
@@ -92,7 +97,7 @@ def _launches(desc: Int4AwqFp8GemmDescriptor, device: Device) -> tuple[Launch, .
     stages = min(_constant("kFp8MaxStages"), (SHARED_BYTES - fixed) // stage)
     boxes = TensorMap(
         "activation", ElementKind.FP8_E4M3, (desc.ic, desc.m, 1), (Stride("activation", 0), 0),
-        (TILE_COLUMNS, cut.tokens, 1),
+        (TILE_COLUMNS, _box_tokens(cut), 1),
     )  # fmt: skip
     name = f"awq_fp8_gemm_tiled_sm90a_{desc.element.name.lower()}_t{cut.tokens}_g{tiling.groups_of_block}"
     main = Launch(

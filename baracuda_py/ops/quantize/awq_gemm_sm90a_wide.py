@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["wide_kernels"]
 
 _ARCH = ArchSku.SM90A
-_TOKENS = (32, 64, 128, 256)  # of a tile
+_TOKENS = (32, 64, 96, 128, 160, 192, 224, 256)  # that a tile has room for
 _MAX_STAGES = 12  # boxes of x that are asked for ahead
 _TWO_MAX_STAGES = 16  # of two pairs of warpgroups
 _TILES = 2  # of weights, in a tile of outputs
@@ -46,13 +46,13 @@ _SUM_BYTES = 4
 _INT = (1 << 31) - 1
 
 
-def _module(element: ElementKind, groups: int) -> str:
-    """A module each: a driver compiles a module as a whole, and a checkpoint needs one."""
-    return f"quantize.awq_gemm.tiled_wide_{element.name.lower()}_g{groups}"
+def _module(element: ElementKind, groups: int, *, few: bool) -> str:
+    """Modules for few tokens and for many: a driver compiles a module as a whole, and a checkpoint needs two."""
+    return f"quantize.awq_gemm.tiled_wide_{'few' if few else 'many'}_{element.name.lower()}_g{groups}"
 
 
 def _constant(name: str) -> int:
-    return module(_module(ElementKind.F16, 1), _ARCH.name.lower()).constant(name)  # all say the same
+    return module(_module(ElementKind.F16, 1, few=True), _ARCH.name.lower()).constant(name)  # all say the same
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -79,20 +79,21 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     stages = next(n for n in some if shared_nbytes(n) <= SHARED_BYTES)
     boxes = TensorMap(
         "activation", desc.element, (BOX_CHANNELS, desc.m, desc.ic // BOX_CHANNELS),
-        (Stride("activation", 0), BOX_CHANNELS), (BOX_CHANNELS, cut.tokens, 1),
+        (Stride("activation", 0), BOX_CHANNELS), (BOX_CHANNELS, cut.even, 1),
     )  # fmt: skip
-    code = _module(desc.element, groups)
+    schedule = (*cut.schedule, cut.token_tiles, cut.even)
+    code = _module(desc.element, groups, few=few)
     name = f"awq_gemm_tiled_wide_sm90a_{desc.element.name.lower()}_t{cut.tokens}_g{groups}"
     main = Launch(
         name,
         (cut.blocks, 1, 1),
         (_constant("kWideTwoThreads" if two else "kWideThreads" if few else "kWideManyThreads"), 1, 1),
-        (*operands(desc), Pointer(WORKSPACE), boxes, stages, *cut.schedule),
+        (*operands(desc), Pointer(WORKSPACE), boxes, stages, *schedule),
         shared_nbytes(stages),
         code,
         overlaps=True,
     )
-    return (main, *finish_launches(main, cut, device, (*operands(desc), Pointer(WORKSPACE), *cut.schedule)))
+    return (main, *finish_launches(main, cut, device, (*operands(desc), Pointer(WORKSPACE), *schedule)))
 
 
 def _workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
@@ -100,7 +101,7 @@ def _workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
 
 
 # Of the peak that tiles of so many tokens reach (H100). The fewer they are, the more often a weight is made.
-_SHARE_OF_PEAK = {32: 0.31, 64: 0.55, 128: 0.77, 256: 0.87}
+_SHARE_OF_PEAK = {32: 0.31, 64: 0.5, 96: 0.6, 128: 0.72, 160: 0.82, 192: 0.8, 224: 0.79, 256: 0.81}
 
 
 def _cut_us(device: Device, cut: WideCut) -> float:
@@ -134,7 +135,7 @@ def wide_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
                 OpCategory.QUANTIZATION, QuantizeKind.INT4_AWQ_GEMM, element, ElementKind.U4, LayoutSku.RCR, epilogue,
                 _ARCH, BackendKind.BESPOKE, guarantee(element, batch_invariant=False), f"wide_{layout.value}",
             ),
-            PtxCode(_module(element, 1), _ARCH, _launches),
+            PtxCode(_module(element, 1, few=True), _ARCH, _launches),
             cost=_cost,
             rules=(reads, *scales[element], *_LIMITS),
             workspace=_workspace,

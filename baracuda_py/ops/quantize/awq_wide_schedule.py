@@ -18,6 +18,7 @@ __all__ = ["WideCut", "finish_launches"]
 _MIN_SPLIT_BLOCKS = 4  # blocks of 128 input channels that an SM has at least, where tiles are split
 _MAX_SPLITS = 16
 _PANEL = 8  # token tiles that follow each other before the next channels, so that L2 keeps their x
+_ROWS = 8  # of x, of which a tile has a multiple
 _SUM_BYTES = 4
 _OUTPUT_BYTES = 2
 _RESERVED_BYTES = 1024  # of shared memory, that an SM keeps for each of its thread blocks
@@ -28,7 +29,7 @@ _EARLY_SHARE = 4
 
 
 def _constant(name: str) -> int:
-    return module("quantize.awq_gemm.tiled_wide_f16_g1", "sm90a").constant(name)  # all say the same
+    return module("quantize.awq_gemm.tiled_wide_few_f16_g1", "sm90a").constant(name)  # all say the same
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -40,8 +41,9 @@ class WideCut:
     """How the outputs are cut.
 
     Attributes:
-        tokens: of a tile.
+        tokens: that a tile has room for: those of the entry.
         token_tiles: tiles along m.
+        even: tokens of a tile if all have as many, a multiple of 8.
         depth: blocks of 128 input channels.
         blocks: thread blocks that are launched.
         whole: tiles that one thread block computes.
@@ -51,6 +53,7 @@ class WideCut:
 
     tokens: int
     token_tiles: int
+    even: int
     depth: int
     blocks: int
     whole: int
@@ -61,15 +64,16 @@ class WideCut:
     def of(cls, desc: AwqProduct, device: Device, tokens: int, *, splitting: bool) -> WideCut:
         """With `splitting`, the tiles of the last round are split, if the GPU holds twice as many thread blocks."""
         token_tiles = _ceil_div(desc.m, tokens)
+        even = _ceil_div(_ceil_div(desc.m, max(token_tiles, 1)), _ROWS) * _ROWS
         depth = _ceil_div(desc.ic, TILE_COLUMNS)
         tiles = token_tiles * _ceil_div(desc.oc, _constant("kWideChannels"))
         sms = max(device.sm_count, 1)
         left = tiles % sms
         splits = min(sms // left, depth // _MIN_SPLIT_BLOCKS, _MAX_SPLITS) if splitting and left else 1
         if splits <= 1:
-            return cls(tokens, token_tiles, depth, min(sms, tiles), tiles, 0, 1)
+            return cls(tokens, token_tiles, even, depth, min(sms, tiles), tiles, 0, 1)
         blocks = sms if tiles > left else left * splits
-        return cls(tokens, token_tiles, depth, blocks, tiles - left, left, splits)
+        return cls(tokens, token_tiles, even, depth, blocks, tiles - left, left, splits)
 
     @classmethod
     def all(cls, desc: AwqProduct, device: Device, tokens: Iterable[int]) -> tuple[WideCut, ...]:
@@ -88,7 +92,7 @@ class WideCut:
 
     @property
     def schedule(self) -> tuple[int, int, int, int]:
-        """BARACUDA_WIDE_SCHEDULE_PARAMETERS of awq_gemm_wide_schedule.cuh."""
+        """The first of WideSchedule, in awq_gemm_wide_schedule.cuh."""
         return self.whole, self.split, self.splits, min(_PANEL, self.token_tiles)
 
     def us(self, device: Device, peak: float) -> float:

@@ -56,7 +56,8 @@ class Bench:
 
 
 def _entries(text: str) -> tuple[str, ...]:
-    """The kernels that a file defines, those that `DEFECT(name)` stands for included."""
+    """The kernels that a file defines, those that `DEFECT(name)` and `WARPGROUP(name, ...)` stand for included."""
     plain = re.findall(r"^extern \"C\" __global__ void (\w+)\(", text, re.MULTILINE)
     pairs = re.findall(r"^DEFECT\((\w+)\)", text, re.MULTILINE)
+    plain += re.findall(r"^WARPGROUP\((\w+),", text, re.MULTILINE)
     return (*plain, *(f"{name}_{kind}" for name in pairs for kind in ("sound", "defect")))

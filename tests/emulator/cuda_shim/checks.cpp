@@ -301,6 +301,14 @@ void note_read(int thread, const void* address, std::size_t nbytes) {
   });
 }
 
+bool holds_something(const void* address, std::size_t nbytes) {
+  bool all = true;
+  each_byte(address, nbytes, [&](const Region&, const char*, const Byte& byte) {
+    all = all && (byte.written >= block_begin || byte.copier != kNobody);
+  });
+  return all;
+}
+
 void note_write(int thread, const void* address, std::size_t nbytes) {
   note_global(thread, address, nbytes);
   each_byte(address, nbytes, [&](const Region& region, const char* at, Byte& byte) {

@@ -45,6 +45,7 @@ bool cluster_has_begun(int thread);             // whether the thread knows it o
 int warp_whose_writes_are_unseen(int block);  // remote ones, by all threads of the block, which might have ended; or -1
 
 void note_read(int thread, const void* address, std::size_t nbytes);
+bool holds_something(const void* address, std::size_t nbytes);  // whether the block has written, or a copy fills, all of it
 void note_write(int thread, const void* address, std::size_t nbytes);
 // To the memory of any block.
 void note_remote_write(int thread, int block, const void* address, std::size_t nbytes);

@@ -3,7 +3,9 @@
 // A tensor core's sums are taken in f64, in rising order of k, and rounded to f32 once. A real one aligns and
 // truncates its addends; how is not documented, so neither its last bits nor its order can be modelled. Of fp8 it keeps
 // far fewer bits than this does.
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 
 #include "checks.h"
@@ -93,7 +95,8 @@ struct E4m3Operand {
 
 // The fragments' layouts of a and d are those of a warp's 16 rows of mma.m16n8k16, or of its m16n8k32 for 8-bit elements,
 // d in n8 tiles. b is read where its descriptor says: rows of 128 bytes, eight of them 1024 bytes, swizzled by their
-// addresses.
+// addresses. Of rows behind the first that nothing was written to, which a kernel may leave to columns that it does not
+// store, sums are NaN.
 template <typename Operand>
 void multiply_warpgroup_rows(std::size_t index) {
   using Bits = typename Operand::Bits;
@@ -130,6 +133,10 @@ void multiply_warpgroup_rows(std::size_t index) {
       const unsigned line = begin + static_cast<unsigned>(column / 8) * eight_rows + static_cast<unsigned>(column % 8 * 128);
       const unsigned address = line + static_cast<unsigned>(piece * kPieceBytes);
       const char* bytes = shared_pointer(address ^ (address >> 3 & 0x70), kPieceBytes);
+      if (column > 0 && !holds_something(bytes, kPieceBytes)) {
+        std::fill_n(b + kPieceItems * piece, kPieceItems, std::nan(""));
+        continue;
+      }
       note_read(running_thread_of_lane(0), bytes, kPieceBytes);
       Bits items[kPieceItems];
       std::memcpy(items, bytes, kPieceBytes);

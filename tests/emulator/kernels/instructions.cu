@@ -114,12 +114,13 @@ extern "C" __global__ void box(const unsigned long long* in, unsigned* out) {
 }
 
 // A warpgroup. in: a (64, 16), row-major, then rows of b (N, 64), of which the k16 step 2 is taken; out: a * b (64, N).
-template <typename Element, int kColumns>
+// The first kRows rows of b lie in shared memory, others are left as they are there.
+template <typename Element, int kColumns, int kRows>
 void multiply_by_warpgroup(const unsigned short* in, float* out) {
   unsigned char* s_rows = dynamic_shared_for_boxes();
   const unsigned address = shared_address(s_rows);
   const unsigned short* g_b = in + 64 * 16;
-  for (int i = static_cast<int>(threadIdx.x); i < kColumns * 64; i += 128) {
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * 64; i += 128) {
     const unsigned at = address + static_cast<unsigned>(2 * i);
     *reinterpret_cast<unsigned short*>(s_rows + ((at ^ (at >> 3 & 0x70)) - address)) = g_b[i];
   }
@@ -140,15 +141,21 @@ void multiply_by_warpgroup(const unsigned short* in, float* out) {
     out[(first + g + i / 2 % 2 * 8) * kColumns + i / 4 * 8 + 2 * t + i % 2] = d[i];
   }
 }
-extern "C" __global__ void wgmma_f16_32(const unsigned short* in, float* out) { multiply_by_warpgroup<__half, 32>(in, out); }
-extern "C" __global__ void wgmma_f16_64(const unsigned short* in, float* out) { multiply_by_warpgroup<__half, 64>(in, out); }
-extern "C" __global__ void wgmma_f16_256(const unsigned short* in, float* out) { multiply_by_warpgroup<__half, 256>(in, out); }
-extern "C" __global__ void wgmma_bf16_256(const unsigned short* in, float* out) {
-  multiply_by_warpgroup<__nv_bfloat16, 256>(in, out);
-}
-extern "C" __global__ void wgmma_bf16_128(const unsigned short* in, float* out) {
-  multiply_by_warpgroup<__nv_bfloat16, 128>(in, out);
-}
+#define WARPGROUP(name, Element, kColumns, kRows)                            \
+  extern "C" __global__ void name(const unsigned short* in, float* out) {    \
+    multiply_by_warpgroup<Element, kColumns, kRows>(in, out);                \
+  }
+WARPGROUP(wgmma_f16_32, __half, 32, 32)
+WARPGROUP(wgmma_f16_64, __half, 64, 64)
+WARPGROUP(wgmma_f16_96, __half, 96, 96)
+WARPGROUP(wgmma_f16_160, __half, 160, 160)
+WARPGROUP(wgmma_f16_256, __half, 256, 256)
+WARPGROUP(wgmma_bf16_128, __nv_bfloat16, 128, 128)
+WARPGROUP(wgmma_bf16_192, __nv_bfloat16, 192, 192)
+WARPGROUP(wgmma_bf16_224, __nv_bfloat16, 224, 224)
+WARPGROUP(wgmma_bf16_256, __nv_bfloat16, 256, 256)
+WARPGROUP(wgmma_of_24_rows, __half, 64, 24)
+WARPGROUP(wgmma_of_no_rows, __half, 64, 0)
 
 // The same of bytes: a (64, 32), rows of b (N, 128), of which the k32 step 1 is taken; added to 1000, or written anew.
 template <int kColumns, bool kAdds>

@@ -124,6 +124,26 @@ def test_sizes_of_layers_are_within_the_guarantee(element: ElementKind, extents:
     check(DenseGemmDescriptor(*extents, layout=LayoutSku.RCR, element=element))
 
 
+@pytest.mark.parametrize("extents", [(1, 4096, 4096), (7, 896, 896), (16, 64, 16384), (128, 512, 1024), (1000, 1024, 512)])
+@pytest.mark.parametrize("layout", [LayoutSku.RCR, LayoutSku.RRR])
+def test_bf16_operands_keep_their_range(layout: LayoutSku, extents: tuple[int, int, int]) -> None:
+    desc = DenseGemmDescriptor(*extents, layout=layout, element=ElementKind.BF16)
+    random = np.random.default_rng(11)
+    # Beyond f16's range, above and below, and by as much in products, which are near 1.
+    scale = 2.0 ** random.integers(20, 60, desc.k)
+    a, b = random.standard_normal((desc.m, desc.k)) * scale, random.standard_normal((desc.n, desc.k)) / scale
+    given = {"a": a, "b": b if layout is LayoutSku.RCR else b.T}
+    given = {name: np.ascontiguousarray(array).astype(numpy_dtype(desc.element)) for name, array in given.items()}
+    plan = bp.select(desc, 0)
+    assert plan.sku.backend is BackendKind.CUBLAS
+    output = bp.to_device(np.full(desc.output_shape, np.nan, numpy_dtype(desc.element)), 0)
+    args = DenseGemmArgs(output=output, **{name: bp.to_device(array, 0) for name, array in given.items()})
+    plan.run(0, bp.allocate_workspace(plan), args)
+    exact = OP.reference(desc, **given)
+    error = np.linalg.norm(output.numpy().astype(np.float64) - exact) / np.linalg.norm(exact)
+    assert error <= relative_tolerance(plan.precision_guarantee, desc.element)
+
+
 def test_f32_stays_f32_where_the_environment_asks_for_tf32() -> None:
     # The libraries read the variable once a process.
     tests = [__file__, "-k", "sizes_of_layers and F32"]

@@ -277,12 +277,16 @@ def test_warpgroups_take_every_tile_whole_or_in_parts(oc, ic, m, group_size):
     group_size = min(group_size, ic)
     plan = _wide(m, ic, oc, group_size)
     main, *rest = plan.launches
-    *_, stages, whole, split, splits, panel = main.parameters
+    *_, boxes, stages, whole, split, splits, panel, token_tiles, even = main.parameters
     tokens = int(re.search(r"_t(\d+)_", main.entry)[1])
     pairs = 2 if tokens == 32 and group_size != 32 else 1
-    assert whole + split == -(-m // tokens) * -(-oc // 128)
+    assert whole + split == token_tiles * -(-oc // 128)
+    assert even % 8 == 0
+    assert m <= token_tiles * even <= m + 8 * token_tiles
+    assert even <= tokens
+    assert boxes.box == (64, even, 1)
     assert main.grid == (min(132, max(whole, split * splits)), 1, 1) or main.grid[0] == 132
-    assert main.block[0] == {1: 384 if tokens == 256 else 288, 2: 544}[pairs]
+    assert main.block[0] == {1: 384 if tokens > 160 else 288, 2: 544}[pairs]
     assert split * splits <= main.grid[0]
     assert (splits > 1) == (split > 0) == (len(rest) == 1)
     assert plan.workspace_size == split * splits * 128 * tokens * 4

@@ -43,6 +43,7 @@ template <int kTokenCount, int kGroupCount>
 struct Fp8Shape {
   static constexpr int kTokens = kTokenCount;
   static constexpr int kGroups = kGroupCount;  // of a block
+  static constexpr bool kEven = false;         // WideSchedule; with four groups ptxas would spill
   static constexpr int kSums = kTokens / 2;    // of a thread
   // Tokens that are multiplied at a time: their sums over a group are held beside those of all tokens.
   static constexpr int kPartTokens = kTokens < 128 ? kTokens : 128;
@@ -203,9 +204,9 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
     grid_dependency_wait();  // x and the factors of its rows may be what the launch before writes
     int fresh = stages;      // places that have not been filled
     while (works.next(work)) {
-      const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
+      const WidePlace place = schedule.template place<Shape>(work.tile);
       const int token = static_cast<int>(place.token);
-      const int first_tile = static_cast<int>(place.channel / kTileChannels);
+      const int first_tile = static_cast<int>(place.channel) / kTileChannels;
       const long long row = static_cast<long long>(schedule.blocks) * Shape::kTileBytes;
       const unsigned char* g_block = reinterpret_cast<const unsigned char*>(operands.weights) + first_tile * row +
                                      work.first * static_cast<long long>(Shape::kTileBytes);
@@ -219,7 +220,7 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
         } else {
           mbarrier_wait(s_barrier + kBarrierBytes, stage.parity ^ 1);
         }
-        mbarrier_arrive_expecting(s_barrier, Shape::kBoxBytes + Shape::kWeightBytes);
+        mbarrier_arrive_expecting(s_barrier, schedule.tokens * Shape::kRowBytes + Shape::kWeightBytes);
         bulk_copy(s_stage + Shape::kBoxBytes, g_block, Shape::kTileBytes, s_barrier);
         bulk_copy(s_stage + Shape::kBoxBytes + Shape::kTileBytes, g_block + second, Shape::kTileBytes, s_barrier);
         box_copy(s_stage, x_map, block * kBlockDepth, token, 0, s_barrier);
@@ -286,13 +287,13 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
       stage.advance(stages);
     }
 
-    const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
+    const WidePlace place = schedule.template place<Shape>(work.tile);
     const int thread = (Shape::kTakesTurns ? thread_read_here() : static_cast<int>(threadIdx.x)) % kWarpgroupThreads;
     if (work.part == kFinished) {
       scale(sums, place.token);
       store_warpgroup_sums<Shape::kTokens, Shape::kStoreTokens>(operands, sums, s_memory + tile * kWideStoreBytes,
-                                                               place.token, place.channel + tile * kTileChannels, thread,
-                                                               1 + tile);
+                                                               place.token, schedule.template end<Shape>(place),
+                                                               place.channel + tile * kTileChannels, thread, 1 + tile);
     } else {
       store_part<Shape>(sums, g_parts, work.part, tile, thread);
     }

@@ -31,7 +31,7 @@ namespace baracuda {
 BARACUDA_CONSTANT(kWideTwoTokens, 32);  // up to here, and this many groups, two pairs of warpgroups share out ic
 BARACUDA_CONSTANT(kWideTwoGroups, 2);
 BARACUDA_CONSTANT(kWideTwoThreads, 544);
-BARACUDA_CONSTANT(kWideFewTokens, 128);  // up to here a warp copies, beyond a warpgroup
+BARACUDA_CONSTANT(kWideFewTokens, 160);  // up to here a warp copies, beyond a warpgroup
 BARACUDA_CONSTANT(kWideThreads, 288);
 BARACUDA_CONSTANT(kWideManyThreads, 384);
 
@@ -40,12 +40,14 @@ constexpr int kRoundSteps = 2;                      // that are multiplied, and 
 constexpr int kRounds = kBlockSteps / kRoundSteps;  // of a block
 constexpr int kSets = 4;  // of fragments: one is made while instructions that run read two; a divisor of the rounds
 constexpr unsigned kStageBarrierBytes = 2 * kBarrierBytes;
+constexpr unsigned kXRowBytes = 128;  // of a token: 64 input channels
 
 // Shapes of one entry point.
 template <int kTokenCount, int kGroupCount>
 struct WideShape {
   static constexpr int kTokens = kTokenCount;
   static constexpr int kGroups = kGroupCount;  // of a block
+  static constexpr bool kEven = true;          // WideSchedule
   static constexpr int kSums = kTokens / 2;    // of a thread
   // Few sums and groups leave room for more warps, which hide more of each other's waits: two pairs of warpgroups take a
   // block each in turn. `stages` is then a multiple of four, so that a place is always the same pair's: a wait for its next
@@ -59,10 +61,11 @@ struct WideShape {
   static constexpr bool kMovesRegisters = kTokens > kWideFewTokens;
   static constexpr int kThreads = kMovesRegisters ? kWideManyThreads : kDepths == 2 ? kWideTwoThreads : kWideThreads;
   static constexpr int kBoundThreads = (kThreads + 127) / 128 * 128;  // registers come as if warps came in fours
-  static constexpr int kUnroll = kTokens == 64 ? 4 : 2;  // blocks; measured on an H100
+  // Blocks, measured on an H100: the fewer tokens, the more a jump back costs beside a block's products.
+  static constexpr int kUnroll = kTokens == 32 ? 2 : kTokens <= 128 ? 4 : kTokens <= 160 ? 2 : 1;
   static constexpr unsigned kTileBytes = kBlockHalves * block_bytes(kGroups);  // of a tile, in one column of blocks
   static constexpr unsigned kWeightBytes = kTiles * kTileBytes;
-  static constexpr unsigned kBoxBytes = kTokens * 128;  // 64 input channels
+  static constexpr unsigned kBoxBytes = kTokens * kXRowBytes;
   static constexpr int kStoreTokens = kWideStoreBytes / kStoreRowBytes;  // that a warpgroup stores at a time
   static constexpr unsigned kSumBytes = kDepths == 2 ? kTiles * kSums * kWarpgroupThreads * 4 : 0;  // that are exchanged
   static_assert(kThreads == (kWarps + (kMovesRegisters ? kTileWarps : 1)) * kWarpLanes, "one warp copies, or one warpgroup");
@@ -182,7 +185,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
     grid_dependency_wait();  // x may be what the launch before writes
     int fresh = stages;  // places that have not been filled
     while (works.next(work)) {
-      const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
+      const WidePlace place = schedule.template place<Shape>(work.tile);
       for (int block = work.first; block < work.end; ++block) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -192,7 +195,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
           } else {
             mbarrier_wait(s_barrier + kBarrierBytes, stage.parity ^ 1);
           }
-          mbarrier_arrive_expecting(s_barrier, Shape::kBoxBytes + (half == 0 ? Shape::kWeightBytes : 0));
+          mbarrier_arrive_expecting(s_barrier, schedule.tokens * kXRowBytes + (half == 0 ? Shape::kWeightBytes : 0));
           if (half == 0) {
 #pragma unroll
             for (int tile = 0; tile < Shape::kTiles; ++tile) {
@@ -314,11 +317,11 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
       if (depth == 1) continue;
     }
 
-    const WidePlace place = schedule.template place<Shape::kTokens>(work.tile);
+    const WidePlace place = schedule.template place<Shape>(work.tile);
     if (work.part == kFinished) {
       store_warpgroup_sums<Shape::kTokens, Shape::kStoreTokens>(operands, sums, s_memory + rows + tile * kWideStoreBytes,
-                                                               place.token, place.channel + tile * kTileChannels, thread,
-                                                               1 + tile);
+                                                               place.token, schedule.template end<Shape>(place),
+                                                               place.channel + tile * kTileChannels, thread, 1 + tile);
     } else {
       store_part<Shape>(sums, g_parts, work.part, tile, thread);
     }

@@ -44,8 +44,10 @@ __device__ __forceinline__ void awq_gemm_wide_finish(const AwqGemmOperands<Eleme
   const int strip = static_cast<int>(blockIdx.x) % kStrips;
   const int tile = static_cast<int>(blockIdx.x) / kStrips % Shape::kTiles;
   const int split_tile = static_cast<int>(blockIdx.x) / (kStrips * Shape::kTiles);
-  const WidePlace place = schedule.template place<Shape::kTokens>(schedule.whole + split_tile);
+  const WidePlace place = schedule.template place<Shape>(schedule.whole + split_tile);
   const long long token = place.token + kWideFinishTokens * strip;
+  const int end = schedule.template end<Shape>(place);
+  if (token >= end) return;
   float sums[kWideFinishTokens / 2] = {};
   grid_dependency_wait();  // until the parts have been left
 #pragma unroll 2
@@ -62,7 +64,7 @@ __device__ __forceinline__ void awq_gemm_wide_finish(const AwqGemmOperands<Eleme
     }
   }
   scale(sums, token);
-  store_warpgroup_sums<kWideFinishTokens, kWideFinishTokens>(operands, sums, s_rows, token,
+  store_warpgroup_sums<kWideFinishTokens, kWideFinishTokens>(operands, sums, s_rows, token, end,
                                                              place.channel + tile * kTileChannels, thread, 1);
 }
 

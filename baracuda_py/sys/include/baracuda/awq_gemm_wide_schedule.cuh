@@ -2,6 +2,9 @@
 //
 // Tiles are 128 output channels of some tokens. The first `whole` of them go round the CTAs. What is left is less than one
 // round, so that `splits` CTAs can take a tile, a range of its input channels each, and leave partial sums.
+//
+// Tokens are shared out evenly over tiles, rather than all but the last filled: a box copy takes longer for tokens beyond m
+// than for others (65 tokens in boxes of 128, on an H100: 30.7 us; of 72: 25.8).
 #pragma once
 
 #include "baracuda/constant.cuh"
@@ -31,19 +34,27 @@ struct WideSchedule {
   int split;   // tiles behind them
   int splits;  // of one of those
   int panel;   // token tiles that follow each other before the next channels; the next panel comes after all channels
+  int token_tiles;
+  int tokens;  // of a box of x: a multiple of 8, those of the entry at most
   int m;
   int oc;
   int blocks;  // of a tile
 
-  template <int kTokens>
+  // Shape::kEven: whether tiles are as large as boxes. Otherwise they are Shape::kTokens.
+  template <typename Shape>
   __device__ __forceinline__ WidePlace place(int tile) const {
-    const int token_tiles = static_cast<int>((static_cast<long long>(m) + kTokens - 1) / kTokens);
     const int channel_tiles = static_cast<int>((static_cast<long long>(oc) + kWideChannels - 1) / kWideChannels);
     const int before = tile / (panel * channel_tiles) * panel;  // token tiles of the panels before
     const int inside = tile - before * channel_tiles;
     const int width = token_tiles - before < panel ? token_tiles - before : panel;
     return {static_cast<long long>(inside / width) * kWideChannels,
-            static_cast<long long>(before + inside % width) * kTokens};
+            static_cast<long long>(before + inside % width) * (Shape::kEven ? tokens : Shape::kTokens)};
+  }
+
+  // What a tile's tokens are less than, and what is there.
+  template <typename Shape>
+  __device__ __forceinline__ int end(const WidePlace& place) const {
+    return Shape::kEven && m - static_cast<int>(place.token) > tokens ? static_cast<int>(place.token) + tokens : m;
   }
 };
 

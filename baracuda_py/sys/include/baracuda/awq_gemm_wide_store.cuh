@@ -37,13 +37,13 @@ __device__ __forceinline__ void activate(float (&sums)[kTokens / 2], unsigned ch
   }
 }
 
-// Sums of kTokens tokens and 64 channels, as wgmma leaves them, to outputs, those beyond m and oc left out; kChunk tokens at
+// Sums of kTokens tokens and 64 channels, as wgmma leaves them, to outputs, those from `end` on and beyond oc left out; kChunk tokens at
 // a time by way of `s_rows`, (kChunk, 64) of Element. Called by the 128 threads of a warpgroup with a barrier of their own.
 template <int kTokens, int kChunk, typename Element>
 __device__ __forceinline__ void store_warpgroup_sums(const AwqGemmOperands<Element>& operands,
                                                      float (&sums)[kTokens / 2], unsigned char* s_rows,
-                                                     long long first_token, long long first_channel, int thread,
-                                                     int barrier) {
+                                                     long long first_token, int end,
+                                                     long long first_channel, int thread, int barrier) {
   const int lane = thread % kWarpLanes;
   const int strip = thread / kWarpLanes;  // of 16 channels
   if (operands.epilogue != kIdentity && operands.bias != nullptr) {
@@ -65,7 +65,7 @@ __device__ __forceinline__ void store_warpgroup_sums(const AwqGemmOperands<Eleme
 #pragma unroll
   for (int chunk = 0; chunk < kTokens / kChunk; ++chunk) {
     const long long token = first_token + chunk * kChunk;
-    if (token >= operands.m) break;
+    if (token >= end) break;
     if (chunk > 0) partial_barrier<kWarpgroupThreads>(barrier);
 #pragma unroll
     for (int i = 0; i < kChunk / 16; ++i) {
@@ -80,7 +80,7 @@ __device__ __forceinline__ void store_warpgroup_sums(const AwqGemmOperands<Eleme
       const int row = pass * (kWarpgroupThreads / kStorePieces) + thread / kStorePieces;
       const int piece = thread % kStorePieces;
       const long long channel = first_channel + 8 * piece;
-      if (token + row >= operands.m || channel >= operands.oc) continue;
+      if (token + row >= end || channel >= operands.oc) continue;
       const uint4 words = *reinterpret_cast<const uint4*>(s_rows + row * kStoreRowBytes + (piece ^ row % 8) * 16);
       Element* destination = operands.y + (token + row) * operands.ldy + channel;
       const unsigned pairs[4] = {words.x, words.y, words.z, words.w};

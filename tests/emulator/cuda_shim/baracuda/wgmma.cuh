@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 namespace baracuda {
 
 inline unsigned long long wgmma_rows(unsigned address) {
@@ -27,40 +29,12 @@ inline void wgmma_settle(float (&d)[kRegisters]) {
   static_cast<void>(d);
 }
 
+// Compiles for the sizes that wgmma.cuh has.
 template <typename Element, int kRegisters>
-inline void wgmma_m64k16(float (&d)[kRegisters], const unsigned (&a)[4], unsigned long long b);
-
-template <>
-inline void wgmma_m64k16<__half, 16>(float (&d)[16], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 32, emulator::Operands::kF16, true, {}});
-}
-template <>
-inline void wgmma_m64k16<__half, 32>(float (&d)[32], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 64, emulator::Operands::kF16, true, {}});
-}
-template <>
-inline void wgmma_m64k16<__half, 64>(float (&d)[64], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 128, emulator::Operands::kF16, true, {}});
-}
-template <>
-inline void wgmma_m64k16<__half, 128>(float (&d)[128], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 256, emulator::Operands::kF16, true, {}});
-}
-template <>
-inline void wgmma_m64k16<__nv_bfloat16, 16>(float (&d)[16], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 32, emulator::Operands::kBf16, true, {}});
-}
-template <>
-inline void wgmma_m64k16<__nv_bfloat16, 32>(float (&d)[32], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 64, emulator::Operands::kBf16, true, {}});
-}
-template <>
-inline void wgmma_m64k16<__nv_bfloat16, 64>(float (&d)[64], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 128, emulator::Operands::kBf16, true, {}});
-}
-template <>
-inline void wgmma_m64k16<__nv_bfloat16, 128>(float (&d)[128], const unsigned (&a)[4], unsigned long long b) {
-  emulator::issue_wgmma({d, a, b, 256, emulator::Operands::kBf16, true, {}});
+inline void wgmma_m64k16(float (&d)[kRegisters], const unsigned (&a)[4], unsigned long long b) {
+  constexpr auto kind = std::is_same_v<Element, __half> ? emulator::Operands::kF16 : emulator::Operands::kBf16;
+  static_assert(kRegisters % 16 == 0 && kRegisters <= 128);
+  emulator::issue_wgmma({d, a, b, 2 * kRegisters, kind, true, {}});
 }
 
 }  // namespace baracuda
