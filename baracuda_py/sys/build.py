@@ -32,7 +32,7 @@ FLAGS = ("--std=c++17", "--fmad=true", "--ftz=false", "--prec-div=true", "--prec
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 """What a portable module (`sm80`) is assembled for, from its own architecture up."""
 
-RUN_ON_GPU: tuple[str, ...] = ("sm_90",)
+RUN_ON_GPU: tuple[str, ...] = ("sm_90", "sm_90a")
 """Architectures whose GPU has run the kernels, but for sources that say `assembled-only`; the others are only known to
 assemble."""
 

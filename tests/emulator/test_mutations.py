@@ -43,6 +43,7 @@ _HARMLESS = {
     ("include/baracuda/awq_gemm_bulk.cuh", _CONVERGES): "as above",
     ("include/baracuda/awq_gemm_tiled_wide.cuh", _CONVERGES): "as above",
     ("include/baracuda/awq_gemm_bulk.cuh", f"__syncwarp();\n      {_ENDS}"): "as above, the cluster's",
+    ("include/baracuda/awq_gemm_bulk.cuh", "__syncwarp();  // the last lanes"): "as above",
     ("include/baracuda/awq_gemm_bulk.cuh", _ENDS): "a warp that ends counts as arrived, only later",
 }
 # Modules that show a file's, or those of them that begin so, where the first that has it orders the same in another way

@@ -312,7 +312,7 @@ def test_warpgroups_take_every_tile_whole_or_in_parts(oc, ic, m, group_size):
 def test_an_h100_has_these_tiles(oc, ic, m, tokens, whole, split, splits):
     main = _wide(m, ic, oc, 128).launches[0]
     assert f"_t{tokens}_" in main.entry
-    assert main.parameters[-4:-1] == (whole, split, splits)
+    assert main.parameters[-6:-3] == (whole, split, splits)
 
 
 def test_bf16_scales_are_not_multiplied_in_f16():

@@ -113,8 +113,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
     const int share = (all_chunks + 1) / 2;
     first_chunk = part * share;
     chunks = part == 0 ? share : all_chunks - share;
-    columns = part == 0 && chunks < all_chunks ? chunks * Shape::kDepthWarps
-                                               : all_columns - first_chunk * Shape::kDepthWarps;
+    columns = part == 0 ? chunks * Shape::kDepthWarps : all_columns - first_chunk * Shape::kDepthWarps;
   }
   const int all_tiles = (operands.oc + Shape::kChannels - 1) / Shape::kChannels;
   const int tile_step = Weights::kNeighboursTogether ? static_cast<int>(gridDim.x) / Shape::kParts : 1;
@@ -180,7 +179,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       }
       mbarrier_fence_init();
       grid_dependency_wait();  // x may be what the launch before writes
-      if (Shape::kParts == 1 || chunks != 0) copy_chunk();
+      copy_chunk();
     }
   } else {
     start_tile();
@@ -287,6 +286,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
         const int token = index / kPairs;
         store_cluster(s_other + index * 8, total(token, (part ^ 1) * Shape::kOwnChannels + index % kPairs * 2));
       }
+      __syncwarp();  // the last lanes may have had nothing to send
       cluster_arrive();
       cluster_wait();
     }
