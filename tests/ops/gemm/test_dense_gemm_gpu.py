@@ -124,7 +124,9 @@ def test_sizes_of_layers_are_within_the_guarantee(element: ElementKind, extents:
     check(DenseGemmDescriptor(*extents, layout=LayoutSku.RCR, element=element))
 
 
-@pytest.mark.parametrize("extents", [(1, 4096, 4096), (7, 896, 896), (16, 64, 16384), (128, 512, 1024), (1000, 1024, 512)])
+@pytest.mark.parametrize(
+    "extents", [(1, 4096, 4096), (7, 896, 896), (16, 64, 16384), (128, 512, 1024), (1000, 1024, 512)]
+)
 @pytest.mark.parametrize("layout", [LayoutSku.RCR, LayoutSku.RRR])
 def test_bf16_operands_keep_their_range(layout: LayoutSku, extents: tuple[int, int, int]) -> None:
     desc = DenseGemmDescriptor(*extents, layout=layout, element=ElementKind.BF16)
