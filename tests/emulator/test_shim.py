@@ -45,7 +45,7 @@ def test_the_replaced_headers_are_those_that_are_beyond_cpp():
 
 def _declarations(path: Path) -> list[str]:
     """The functions that a header declares or defines, up to the body, without qualifiers and spacing."""
-    text = re.sub(r"//[^\n]*|#[^\n]*", "", path.read_text("utf-8"))
+    text = re.sub(r"//[^\n]*|#(?:[^\n]*\\\n)*[^\n]*", "", path.read_text("utf-8"))
     text = re.sub(r"__device__|__forceinline__|\binline\b", " ", text)
     found, depth, start = [], 0, 0
     for index, character in enumerate(text):
