@@ -3,9 +3,8 @@
 // awq_gemm for TILED weights and many tokens, warpgroup instructions; oc % 8 == 0, ic % 64 == 0. An entry's name has its
 // tokens (t) and groups of a block of 128 input channels (g). Of the tiles, kWideChannels channels by t tokens, the
 // first `whole` go round the CTAs of the grid (n, 1, 1); `split` more are cut in `splits` ranges of input channels each, at
-// most one a CTA. There are `token_tiles` of `tokens` tokens, a multiple of 8 and t at
-// most. `panel` token tiles follow each other before the next channels. x_map is x as (ic / 64, m, 64) with boxes
-// of (1, tokens, 64), swizzled over 128 bytes.
+// most one a CTA. There are `token_tiles` of `tokens` tokens, a multiple of 8 and t at most. `panel` of them follow
+// each other before the next channels. x_map is x as (ic / 64, m, 64) with boxes of (1, tokens, 64), swizzled over 128 bytes.
 //
 // Up to kWideTwoTokens tokens and kWideTwoGroups groups kWideTwoThreads threads, beyond kWideFewTokens tokens
 // kWideManyThreads, else kWideThreads. Dynamic shared memory: `stages` times 128 * t + 16 bytes, half as many times, rounded
@@ -20,7 +19,9 @@
 #include "baracuda/awq_gemm_tiled_wide.cuh"
 
 #define BARACUDA_WIDE_SCHEDULE_PARAMETERS int whole, int split, int splits, int panel, int token_tiles, int tokens
-#define BARACUDA_WIDE_SCHEDULE {whole, split, splits, panel, token_tiles, tokens, m, oc, (ic + baracuda::kBlockDepth - 1) / baracuda::kBlockDepth}
+#define BARACUDA_WIDE_SCHEDULE                                      \
+  {whole, split, splits, panel, token_tiles, tokens, m, oc,         \
+   (ic + baracuda::kBlockDepth - 1) / baracuda::kBlockDepth}
 
 #define BARACUDA_WIDE_ENTRY(name, Element, kTokens, kGroups)                                                            \
   extern "C" __global__ void __launch_bounds__(baracuda::WideShape<kTokens, kGroups>::kBoundThreads, 1)                 \

@@ -51,7 +51,7 @@ struct WideSchedule {
             static_cast<long long>(before + inside % width) * (Shape::kEven ? tokens : Shape::kTokens)};
   }
 
-  // What a tile's tokens are less than, and what is there.
+  // Behind a tile's last token: what comes there is the next tile's, or beyond m.
   template <typename Shape>
   __device__ __forceinline__ int end(const WidePlace& place) const {
     return Shape::kEven && m - static_cast<int>(place.token) > tokens ? static_cast<int>(place.token) + tokens : m;

@@ -37,8 +37,9 @@ __device__ __forceinline__ void activate(float (&sums)[kTokens / 2], unsigned ch
   }
 }
 
-// Sums of kTokens tokens and 64 channels, as wgmma leaves them, to outputs, those from `end` on and beyond oc left out; kChunk tokens at
-// a time by way of `s_rows`, (kChunk, 64) of Element. Called by the 128 threads of a warpgroup with a barrier of their own.
+// Sums of kTokens tokens and 64 channels, as wgmma leaves them, to outputs, those from `end` on and beyond oc left out; kChunk
+// tokens at a time by way of `s_rows`, (kChunk, 64) of Element. Called by the 128 threads of a warpgroup with a barrier of
+// their own.
 template <int kTokens, int kChunk, typename Element>
 __device__ __forceinline__ void store_warpgroup_sums(const AwqGemmOperands<Element>& operands,
                                                      float (&sums)[kTokens / 2], unsigned char* s_rows,
