@@ -614,13 +614,15 @@ class Registry(Generic[P]):
     def device(self, spec: Any = None) -> Device:
         """The device that `spec` names; see `select` for what it may be."""
         if isinstance(spec, Device):
-            if spec.kind == "host" or spec.capability is not None:
+            if spec.kind == "host" or (spec.capability is not None and spec.sm_count):
                 return spec
-            if spec.ordinal is None:
-                raise Unsupported(
-                    "device", "a Device of kind 'cuda' must have an ordinal or a capability", rule="device", value=spec
-                )
-            return self._cuda_device(spec.ordinal)
+            if spec.ordinal is not None:
+                return self._cuda_device(spec.ordinal)
+            if spec.capability is not None:
+                return spec.with_common_part()
+            raise Unsupported(
+                "device", "a Device of kind 'cuda' must have an ordinal or a capability", rule="device", value=spec
+            )
         if spec is None:
             return self.current_device()
         if isinstance(spec, str):

@@ -343,6 +343,9 @@ def test_a_device_made_by_hand_is_completed_or_refused():
     gpu = Device("cuda", 0, (9, 0), 132)
     registry.register_backend(NullBackend(gpu))
     assert registry.device(Device("cuda", 0)) is gpu
+    assert registry.device(Device("cuda", 0, (9, 0))) is gpu
+    assert registry.device(Device("cuda", None, (9, 0))).sm_count == 132
+    assert registry.device(Device("cuda", None, (9, 0), 114)).sm_count == 114
     with pytest.raises(Unsupported, match="ordinal or a capability"):
         registry.device(Device("cuda"))
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from baracuda_py.errors import Unsupported
 from baracuda_py.vocab.enums import ArchSku
@@ -69,6 +69,11 @@ class Device:
         """True when plans for it can be looked at but not run."""
         return self.kind == "cuda" and self.ordinal is None
 
+    def with_common_part(self) -> Device:
+        """The same with as many multiprocessors as the largest common part of its capability has."""
+        assert self.capability is not None
+        return evolve(self, sm_count=_part(self.capability)[0])
+
     def loads(self, arch: ArchSku) -> bool:
         """Whether code compiled for `arch` runs here."""
         if self.kind == "host":
@@ -103,4 +108,4 @@ def dry_device(arch: str) -> Device:
             "device", f"an architecture must be one of {known}", rule="device", value=arch,
             fix="Pass None, 'host', 'cuda', 'cuda:1', an ordinal, a stream, an array, or one of these names",
         )  # fmt: skip
-    return Device("cuda", None, capability, _PARTS[capability][0], name=arch)
+    return Device("cuda", None, capability, name=arch).with_common_part()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import baracuda_py as bp
-from baracuda_py.sys import module
+from baracuda_py.ops.quantize import awq_fp8_gemm_sm90a, awq_gemm_sm90a_wide
+from baracuda_py.sys import module, modules
 from baracuda_py.testing.calls import serves
 from baracuda_py.vocab.code import (
     Launch,
@@ -85,3 +88,20 @@ def test_awq_gemm_launches_of_real_shapes(m, group_size, layout):
             plan = bp.select(desc, device)
             for launch in plan.launches:
                 _check(launch, plan.kernel, device)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [(r"quantize\.awq_gemm\.tiled_wide_(few|many)_", awq_gemm_sm90a_wide._TOKENS),
+     (r"quantize\.awq_fp8_gemm\.tiled_", awq_fp8_gemm_sm90a._TOKENS)],
+    ids=["f16 and bf16", "fp8"],
+)  # fmt: skip
+def test_tiles_that_a_schedule_chooses_from_are_those_that_were_compiled(name, tokens):
+    compiled: dict[str, set[int]] = {}
+    for found in modules():
+        if re.match(name, found.name):
+            kind = re.sub(r"_(few|many)_", "_", found.name)
+            entries = (re.search(r"_t(\d+)_g\d$", entry) for entry in found.entries)
+            compiled.setdefault(kind, set()).update(int(entry[1]) for entry in entries if entry)
+    assert compiled
+    assert all(found == set(tokens) for found in compiled.values())

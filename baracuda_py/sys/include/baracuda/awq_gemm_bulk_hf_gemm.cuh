@@ -86,8 +86,8 @@ struct BulkHfGemm {
   }
 
   // Adds the product of a unit and tokens to `sums`. q - z is exact; f32 sums are scaled once a group.
-  template <typename Element>
-  static __device__ __forceinline__ void multiply(const Held& held, const TokenBoxes& tokens, int lane, bool scales_bf16,
+  template <typename Element, typename Tokens>
+  static __device__ __forceinline__ void multiply(const Held& held, const Tokens& tokens, bool scales_bf16,
                                                   float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
     using Pair = Int4Pair<Element>;
     constexpr int kGroupSlices = kSlices / Shape::kGroups;
@@ -104,8 +104,7 @@ struct BulkHfGemm {
 #pragma unroll
       for (int slice = group * kGroupSlices; slice < (group + 1) * kGroupSlices; ++slice) {
         unsigned b[Shape::kTilesN][4];
-#pragma unroll
-        for (int n = 0; n < Shape::kTilesN; ++n) ldmatrix_x4(b[n], tokens(8 * n + lane % 8, slice, lane / 8));
+        tokens.read(b, slice);
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
 #pragma unroll

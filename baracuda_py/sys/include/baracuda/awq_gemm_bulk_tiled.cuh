@@ -40,10 +40,10 @@ struct BulkTiled {
   static __device__ __forceinline__ Held hold(const unsigned char* s_unit, int lane) {
     return Held(SharedBlocks<Shape>{s_unit, lane});
   }
-  template <typename Element>
-  static __device__ __forceinline__ void multiply(const Held& held, const TokenBoxes& tokens, int lane, bool scales_bf16,
+  template <typename Element, typename Tokens>
+  static __device__ __forceinline__ void multiply(const Held& held, const Tokens& tokens, bool scales_bf16,
                                                   float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
-    multiply_block<Shape, Element>(held, tokens, lane, scales_bf16, sums);
+    multiply_block<Shape, Element>(held, tokens, scales_bf16, sums);
   }
 
   // The channel of a lane's row of a m16 tile: its g'th, or its g + 8'th.

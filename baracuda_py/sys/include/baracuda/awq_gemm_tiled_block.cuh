@@ -85,10 +85,10 @@ __device__ __forceinline__ void add_scaled(const float (&partial)[kTilesN][4], f
 }
 
 // Adds the product of neighbouring blocks of a tile and tokens to `sums`, [m16 tile][n8 tile]. Shape has kTilesM, two a
-// block, kTilesN and kGroups. `blocks` are SharedBlocks or HeldBlocks; `tokens` gives the address of x, of 16-bit elements.
+// block, kTilesN and kGroups. `blocks` are SharedBlocks or HeldBlocks; `tokens` reads the B operand of a slice.
 // q - z is exact; f32 sums are scaled once a group.
 template <typename Shape, typename Element, typename Blocks, typename Tokens>
-__device__ __forceinline__ void multiply_block(const Blocks& blocks, const Tokens& tokens, int lane, bool scales_bf16,
+__device__ __forceinline__ void multiply_block(const Blocks& blocks, const Tokens& tokens, bool scales_bf16,
                                                float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
   using Pair = Int4Pair<Element>;
   unsigned upper[Shape::kTilesM], lower[Shape::kTilesM];  // zero terms of a tile's rows 0 to 7, and 8 to 15
@@ -124,8 +124,7 @@ __device__ __forceinline__ void multiply_block(const Blocks& blocks, const Token
         a[3] = Pair::template spread_pair<3>(word, lower[tile]);
       };
       unsigned b[Shape::kTilesN][4];
-#pragma unroll
-      for (int n = 0; n < Shape::kTilesN; ++n) ldmatrix_x4(b[n], tokens(8 * n + lane % 8, slice, lane / 8));
+      tokens.read(b, slice);
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
 #pragma unroll

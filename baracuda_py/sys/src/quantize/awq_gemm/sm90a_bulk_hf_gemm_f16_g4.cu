@@ -2,7 +2,7 @@
 //
 // For 16 tokens the kernels want some registers more than 12 warps leave them:
 // baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c64_p2_t16_g4 40
-// baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c128_t16_g4 64
+// baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c128_t16_g4 72
 // baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c64_t16_g4 32
 #include "baracuda/awq_gemm_bulk_hf_gemm_entries.cuh"
 
