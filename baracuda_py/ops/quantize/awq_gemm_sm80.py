@@ -192,7 +192,9 @@ def even_share(blocks: int, device: Device) -> float:
 
 def _small_m_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     [launch] = _small_m_launches(desc, device)
-    return 2.0 + streaming_us(desc, device, 0.6 * even_share(launch.grid[0], device))
+    # Of smaller groups a thread multiplies by a scale more often, which takes longer than memory (H100).
+    longer = 1.0 if desc.group >= 128 else 1.35 if desc.group >= 64 else 2.8
+    return 2.6 + longer * streaming_us(desc, device, 0.54 * even_share(launch.grid[0], device))
 
 
 def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> float:
