@@ -7,6 +7,8 @@ Left of the dotted line the first of the two is the greater, right of it the sec
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +21,7 @@ from baracuda_py.bench.contenders import DENSE, FP8, INT4, OURS, READ
 from baracuda_py.bench.results import Rates, Results, Row, cell_of, fastest
 from baracuda_py.errors import Unsupported
 
-__all__ = ["Series", "check_plots", "draw", "series_of"]
+__all__ = ["Series", "check_plots", "draw", "drawn_from", "series_of"]
 
 # Okabe and Ito's colours, which the colour-blind tell apart; line styles and markers differ too.
 _STYLES: Mapping[str, dict[str, Any]] = {
@@ -103,7 +105,7 @@ def _dense_label(row: Row) -> str:
 
 
 def draw(results: Results, stem: Path) -> tuple[Path, Path]:
-    """Write STEM.png and STEM.svg; return where. Raises as `check_plots`."""
+    """Write STEM.png and STEM.svg; return where. The SVG says by `drawn_from` of what. Raises as `check_plots`."""
     check_plots()
     from matplotlib import rc_context
 
@@ -116,8 +118,14 @@ def draw(results: Results, stem: Path) -> tuple[Path, Path]:
         figure = _figure(results)
         stem.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], metadata={"Date": None})
+        figure.savefig(paths[1], metadata={"Date": None, "Description": drawn_from(results)})
     return paths
+
+
+def drawn_from(results: Results) -> str:
+    """Which results: their commit, and a checksum of what was measured."""
+    rows = json.dumps(results.rows, sort_keys=True).encode()
+    return f"commit {results.environment.get('commit', 'unknown')}, rows {zlib.crc32(rows):08x}"
 
 
 Panels = dict[tuple[int, int], list[list[Row]]]

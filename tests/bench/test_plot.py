@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +11,12 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from baracuda_py.bench.cells import Cell
 from baracuda_py.bench.peers import Peer
-from baracuda_py.bench.plot import draw, series_of
+from baracuda_py.bench.plot import draw, drawn_from, series_of
 from baracuda_py.bench.results import Results, cell_of
 from baracuda_py.bench.run import Ceilings
 from baracuda_py.vocab.enums import ElementKind
+
+COMMITTED = sorted((Path(__file__).parents[2] / "benchmarks" / "results").rglob("*.svg"))
 
 
 def _series(results):
@@ -71,3 +74,16 @@ def test_one_cell_without_a_dense_gemm_is_drawn(results, tmp_path):
     few.rows = [row for row in few.rows if row["kind"] != "dense"]
     _, svg = draw(few, tmp_path / "one")
     assert len(re.findall(r'id="series-', svg.read_text())) == 4
+
+
+@pytest.mark.parametrize("svg", COMMITTED, ids=lambda path: path.stem)
+def test_a_committed_picture_is_of_the_committed_results(svg):
+    assert f">{drawn_from(Results.load(svg.with_suffix('.json')))}<" in svg.read_text()
+    assert svg.with_suffix(".png").exists()
+
+
+def test_what_a_picture_says_it_was_drawn_from_differs_with_every_time(results, tmp_path):
+    before = drawn_from(results)
+    assert before in draw(results, tmp_path / "out")[1].read_text()
+    results.rows[-1]["median_us"] = 1.25
+    assert drawn_from(results) != before
