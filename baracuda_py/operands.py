@@ -164,7 +164,8 @@ class OperandChecker:
                     value=value,
                     got=hex(value) if value is view.pointer else str(value),
                     why="the kernel loads that many bytes at once",
-                    fix="Copy it to a fresh allocation, or let select take another kernel",
+                    fix="Copy it to a fresh allocation"
+                    + (", or let select take another kernel" if slot.alignment > nbytes else ""),
                 )
         # Memory of an unknown device is taken for the GPU's; on the host, reading what may not be there would crash.
         if self._device is not None and view.device not in (None if self._device >= 0 else HOST_MEMORY, self._device):
@@ -177,7 +178,8 @@ class OperandChecker:
             if view.shape[axis] > 1 and view.strides[axis] < width:
                 raise self._error(
                     slot, "row stride", f"must have a stride of at least {width} along axis {axis}",
-                    value=view.strides[axis], why="rows must not overlap",
+                    value=view.strides[axis],
+                    why="rows must not overlap" if view.strides[axis] >= 0 else "rows must go forwards",
                 )  # fmt: skip
             width = max(width, view.strides[axis] * view.shape[axis])
 

@@ -235,7 +235,7 @@ def test_a_stream_or_array_says_on_which_device():
 
 def test_errors_travel_between_processes_with_their_facts():
     with pytest.raises(NoKernel) as refused:
-        bp.select(AWQ, "sm_80", bp.PlanPreference(max_workspace_bytes=-1))
+        bp.select(AWQ, "sm_80", bp.PlanPreference(require=bp.PrecisionGuarantee(math_precision=bp.MathPrecision.F64)))
     copy = pickle.loads(pickle.dumps(refused.value))
     assert str(copy) == str(refused.value)
     assert [r.sku for r in copy.refusals] == [r.sku for r in refused.value.refusals]

@@ -223,7 +223,7 @@ def test_preferences_change_the_choice_and_are_named_when_none_is_left():
     for preference, rule_name in (
         (bp.PlanPreference(require=PrecisionGuarantee(math_precision=MathPrecision.F64)), "require"),
         (bp.PlanPreference(require=PrecisionGuarantee(batch_invariant=True), sku=op.kernels[0].sku), "require"),
-        (bp.PlanPreference(max_workspace_bytes=-1), "max_workspace_bytes"),
+        (bp.PlanPreference(max_workspace_bytes=63, sku=op.kernels[0].sku), "max_workspace_bytes"),
     ):
         explanation = registry.explain(d, HOST, preference)
         assert explanation.chosen is None

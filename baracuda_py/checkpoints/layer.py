@@ -187,6 +187,7 @@ class PackedLayer:
         """What `Int4AwqGemmArgs` takes: weight_packed, scales, zeros and bias, in `layout`.
 
         Raises:
+            TypeError: `layout` is no AwqWeightLayout.
             UnsupportedCheckpoint: weights would change, and `lossy` is False; see `transcode`.
         """
         from baracuda_py.checkpoints.transcode import gemm_operands

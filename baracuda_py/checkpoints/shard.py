@@ -187,6 +187,8 @@ def regrouped(layer: PackedLayer, group_size: int) -> PackedLayer:
 
 
 def _check_rank(layer: PackedLayer, rank: int, degree: int) -> None:
+    if degree < 1:
+        raise layer.refuse("degree must be positive", "degree", got=str(degree))
     if not 0 <= rank < degree:
         raise layer.refuse("a rank must be in 0 .. degree - 1", "rank", got=f"rank {rank} of {degree}")
 

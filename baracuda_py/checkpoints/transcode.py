@@ -26,6 +26,7 @@ from baracuda_py.checkpoints.layer import PackedLayer
 from baracuda_py.checkpoints.nibbles import SYMMETRIC_ZERO, LossReport, Nibbles, compared, requantized, shifted
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
 from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS, Tiling, pack_tiles
+from baracuda_py.vocab.descriptors import check_member
 from baracuda_py.vocab.elements import element_of_dtype, numpy_dtype
 from baracuda_py.vocab.enums import ElementKind, EpilogueKind
 
@@ -163,6 +164,7 @@ def transcode(
 
 def gemm_operands(layer: PackedLayer, layout: AwqWeightLayout, *, lossy: bool = False) -> GemmOperands:
     """See `PackedLayer.gemm_operands`. An AWQ_GEMM layer in HF_GEMM, as in many checkpoints, is not copied."""
+    check_member("layout", layout, AwqWeightLayout)
     sizes = Geometry(layer.ic, layer.oc, plan_group_size(layer))
     check_fits(layer.file, layer.name, _F.AWQ_GEMM, sizes)
     if layer.format is _F.AWQ_GEMM and layout is AwqWeightLayout.HF_GEMM and sizes.group_size == layer.group_size:

@@ -27,6 +27,7 @@ from baracuda_py.checkpoints.stream import PlannedTensor, Unit, plan_shards, sha
 from baracuda_py.checkpoints.written_config import CONFIG_KEYS, LayerFacts, quantization_config
 from baracuda_py.checkpoints.written_layer import WrittenLayer, common_group_size
 from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
+from baracuda_py.vocab.descriptors import check_member
 
 __all__ = [
     "FORMATS",
@@ -258,7 +259,8 @@ def plan_units(
 
 
 def check_format(path: Path, format: PackedFormat) -> None:
-    """Refuse a format that is not written here with UnsupportedCheckpoint."""
+    """Refuse a format that is not written here with UnsupportedCheckpoint, and what is none with TypeError."""
+    check_member("format", format, PackedFormat)
     if format not in FORMATS:
         raise UnsupportedCheckpoint(
             path, f"the format must be {' or '.join(one.name for one in FORMATS)}", rule="format", got=format.name

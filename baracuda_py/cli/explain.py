@@ -132,7 +132,7 @@ def _explain(
     preference = PlanPreference(
         max_workspace_bytes=max_workspace_bytes,
         prefer_backend=None if prefer_backend is None else parse_enum(BackendKind, prefer_backend, "--prefer-backend"),
-        require=promise(require),
+        require=promise(require, option="--require"),
         sku=None if sku is None else registry.kernel(sku).sku,
     )
     explanation = registry.explain(descriptor, parse_device(device), preference)

@@ -53,7 +53,7 @@ def skus(
         op=op,
         element=_enum(ElementKind, element, "--element"),
         backend=_enum(BackendKind, backend, "--backend"),
-        arch=_enum(ArchSku, arch, "--arch"),
+        arch=_enum(ArchSku, None if arch is None else arch.replace("sm_", "sm"), "--arch"),
         epilogue=_enum(EpilogueKind, epilogue, "--epilogue"),
         variant=variant,
         guarantee=promise(guarantee, bit_stable, deterministic, batch_invariant),
@@ -67,9 +67,14 @@ def skus(
 
 
 def promise(
-    token: str | None, bit_stable: bool = False, deterministic: bool = False, batch_invariant: bool = False
+    token: str | None,
+    bit_stable: bool = False,
+    deterministic: bool = False,
+    batch_invariant: bool = False,
+    *,
+    option: str = "--guarantee",
 ) -> PrecisionGuarantee | None:
-    """The partial guarantee that a token and flags ask for; None when they ask for nothing."""
+    """The partial guarantee that a token, given as `option`, and flags ask for; None when they ask for nothing."""
     flags = {
         "bit_stable_on_same_hardware": bit_stable,
         "deterministic": deterministic,
@@ -81,7 +86,7 @@ def promise(
     try:
         return attrs.evolve(PrecisionGuarantee.parse(token), **wanted)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--guarantee") from None
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def sku_json(sku: KernelSku) -> dict[str, Any]:

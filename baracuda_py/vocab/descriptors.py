@@ -18,6 +18,7 @@ from baracuda_py.vocab.expr import Expr, has_attribute
 __all__ = [
     "TensorSpec",
     "arguments",
+    "check_member",
     "descriptor",
     "enum_field",
     "float_field",
@@ -71,13 +72,19 @@ def float_field(*, default: Any = attrs.NOTHING) -> Any:
     return attrs.field(default=default, converter=attrs.Converter(_to_float, takes_field=True))
 
 
+def check_member(name: str, value: object, enum: type[Enum]) -> None:
+    """Raise TypeError unless `value`, called `name`, is a member of `enum`."""
+    if not isinstance(value, enum):
+        raise TypeError(f"{name} must be a member of {enum.__name__}, not {value!r}")
+
+
 def enum_field(enum: type[Enum], *, default: Any = attrs.NOTHING) -> Any:
     """A descriptor field that is a member of `enum`, or None where the default is None."""
     optional = default is None
 
     def check(_instance: object, attribute: Any, value: object) -> None:
-        if not (isinstance(value, enum) or (optional and value is None)):
-            raise TypeError(f"{attribute.name} must be a member of {enum.__name__}, not {value!r}")
+        if not (optional and value is None):
+            check_member(attribute.name, value, enum)
 
     return attrs.field(default=default, validator=check, metadata={_ENUM: enum})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from attrs import field, frozen
-from attrs.validators import instance_of, optional
+from attrs.validators import ge, instance_of, optional
 
 from baracuda_py.errors import InvalidProblem
 from baracuda_py.vocab.enums import BackendKind
@@ -30,7 +30,7 @@ class PlanPreference:
         sku: take exactly this kernel (a `KernelSku` or its token), or fail with its refusal.
     """
 
-    max_workspace_bytes: int | None = field(default=None, validator=optional(instance_of(int)))
+    max_workspace_bytes: int | None = field(default=None, validator=optional([instance_of(int), ge(0)]))
     allow_sm90a: bool = True
     prefer_backend: BackendKind | None = field(default=None, validator=optional(instance_of(BackendKind)))
     require: PrecisionGuarantee | None = field(default=None, validator=optional(instance_of(PrecisionGuarantee)))

@@ -362,7 +362,12 @@ def _whole_strides(name: str, strides: tuple[int, ...], size: int) -> tuple[int,
 
 
 def _unknown_dtype(name: str, dtype: object) -> Unsupported:
-    return Unsupported(name, "the dtype must be one that an ElementKind stands for", rule="dtype", got=str(dtype))
+    swapped = not getattr(dtype, "isnative", True)
+    return Unsupported(
+        name, "the dtype must be one that an ElementKind stands for", rule="dtype", got=str(dtype),
+        why="its bytes are in the other order" if swapped else "",
+        fix="Call array.astype(array.dtype.newbyteorder())" if swapped else "",
+    )  # fmt: skip
 
 
 def _read_only(name: str) -> InvalidProblem:

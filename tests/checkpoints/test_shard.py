@@ -260,7 +260,7 @@ def test_legal_degrees(format, axis, degrees, tmp_path_factory):
         (lambda layer: shard(layer, "rows", 0, 5), "ic must be a multiple of 5"),
         (lambda layer: shard(layer, "columns", 0, 4), "oc must be a multiple of 8"),
         (lambda layer: shard(layer, "columns", 2, 2), "a rank must be in 0 .. degree - 1 (got rank 2 of 2)"),
-        (lambda layer: shard(layer, "rows", 0, 0), "a rank must be in"),
+        (lambda layer: shard(layer, "rows", 0, 0), "degree must be positive (got 0)"),
         (lambda layer: shard_fused(layer, gate_up_parts(32), 0, 2), "parts must add up to oc (got 32, not 48)"),
         (lambda layer: shard_fused(layer, (FusedPart("a", 24), FusedPart("b", 24)), 0, 2), "runs of 8 channels"),
     ],

@@ -108,6 +108,14 @@ def test_hf_gemm_operands_of_an_awq_gemm_layer_are_the_file(tmp_path_factory):
     assert operands.weight_packed.tobytes() == packed("awq_gemm", made)["qweight"].bits.tobytes()
 
 
+def test_a_layout_or_format_by_its_name_alone_is_refused(tmp_path_factory):
+    layer = read(tmp_path_factory, F.AWQ_GEMM, weight(14, 512, 512, 128))
+    with pytest.raises(TypeError, match="layout must be a member of AwqWeightLayout, not 'tiled'"):
+        layer.gemm_operands("tiled")
+    with pytest.raises(TypeError, match="format must be a member of PackedFormat, not 'awq_gemm'"):
+        checkpoints.save(tmp_path_factory.mktemp("target") / "new", [layer], format="awq_gemm")
+
+
 @pytest.mark.parametrize(("group_size", "served"), [(32, 32), (64, 64), (128, 128), (256, 128), (96, 32), (-1, -1)])
 def test_groups_that_the_op_does_not_know_are_split(group_size, served, tmp_path_factory):
     made = weight(15, 768, 8, group_size)

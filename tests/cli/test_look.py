@@ -278,3 +278,11 @@ def test_importing_the_package_imports_no_command_line():
 
 def test_version(run):
     assert run("--version").out == f"baracuda-py {bp.__version__}\n"
+
+
+def test_a_wrong_guarantee_is_told_by_the_option_that_gave_it(run):
+    for option, words in (("--require", AWQ), ("--guarantee", ("skus",))):
+        result = run(*words, option, "batch_invariant")
+        assert result.code == 2
+        assert option in result.err
+    assert run("skus", "--arch", "sm_90a").out == run("skus", "--arch", "sm90a").out != ""

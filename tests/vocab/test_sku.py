@@ -136,6 +136,8 @@ def test_a_preference_takes_a_token_for_a_sku_and_refuses_the_wrong_types():
     for wrong in ({"prefer_backend": "host"}, {"max_workspace_bytes": 1.5}, {"require": "f32"}):
         with pytest.raises(TypeError):
             bp.PlanPreference(**wrong)
+    with pytest.raises(ValueError, match="max_workspace_bytes"):
+        bp.PlanPreference(max_workspace_bytes=-1)
 
 
 @pytest.mark.parametrize(

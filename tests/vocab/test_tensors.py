@@ -308,3 +308,10 @@ def test_a_tensor_that_is_not_strided_is_refused(form):
     with pytest.raises(Unsupported) as refused:
         TensorRef.of(getattr(torch.eye(4), form)())
     assert refused.value.rule == "layout"
+
+
+def test_an_array_of_the_other_byte_order_is_refused_with_the_way_out():
+    swapped = np.arange(3, dtype=np.dtype(np.float16).newbyteorder())
+    with pytest.raises(Unsupported, match=r"other order.*newbyteorder\(\)"):
+        TensorRef.of(swapped)
+    assert TensorRef.of(swapped.astype(swapped.dtype.newbyteorder())).element is ElementKind.F16

@@ -17,12 +17,11 @@ from baracuda_py.ops.gemm import dense_gemm
 from baracuda_py.ops.gemm.dense_gemm import DenseGemmDescriptor
 from baracuda_py.ops.quantize import awq_dequantize
 from baracuda_py.ops.quantize.awq_dequantize import Int4AwqDequantizeDescriptor
-from baracuda_py.ops.quantize.awq_layout import AwqWeightLayout
+from baracuda_py.ops.quantize.awq_layout import AwqWeightLayout, reads_layout
 from baracuda_py.registry import Kernel, Op
 from baracuda_py.vocab.code import LibraryCode, PtxCode, Scratch, SequenceCode, Step
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.enums import BackendKind, ElementKind, EpilogueKind, LayoutSku, OpCategory, QuantizeKind
-from baracuda_py.vocab.rules import one_of
 from baracuda_py.vocab.sku import KernelSku
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def _kernel(layout: AwqWeightLayout, element: ElementKind, epilogue: EpilogueKin
         code,
         cost=cost,
         rules=(
-            one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose"),
+            reads_layout(layout),
             *(rule for rule in first.rules if rule.subject != "weight_layout"),  # limits of sizes
         ),
         workspace=code.workspace,

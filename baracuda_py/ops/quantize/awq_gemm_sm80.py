@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from baracuda_py.ops.quantize.awq_layout import reads_layout
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import PtxModule, module
 from baracuda_py.vocab.code import WORKSPACE, Launch, Parameter, Pointer, PtxCode, Stride
@@ -255,7 +256,7 @@ _Part = tuple[str, bool, str, tuple[Rule, ...], Callable[..., Any], Callable[...
 
 def sm80_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
     """The kernels that read weights in `layout`, for every element and epilogue."""
-    reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
+    reads = reads_layout(layout)
     small_m: _Part = (
         "small_m", True, "small_m", (at_most("m", 8, why="the tokens are one n8 tile of the tensor cores"),),
         _small_m_launches, _small_m_cost, None, "decoding: few rows, weights read once, no workspace",

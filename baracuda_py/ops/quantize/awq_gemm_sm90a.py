@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, streaming_us
+from baracuda_py.ops.quantize.awq_layout import reads_layout
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS, Tiling
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
@@ -26,7 +27,7 @@ from baracuda_py.vocab.enums import (
     OpCategory,
     QuantizeKind,
 )
-from baracuda_py.vocab.rules import at_most, multiple_of, one_of
+from baracuda_py.vocab.rules import at_most, multiple_of
 from baracuda_py.vocab.sku import KernelSku
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ _LIMITS = (
 
 def sm90a_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
     """The kernels that read weights in `layout`, TILED or HF_GEMM, for every element and epilogue."""
-    reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
+    reads = reads_layout(layout)
     channels = multiple_of("oc", 32, why="copies begin at 16 bytes, the weights of 32 output channels")
     apart = {} if layout.holds_scales else {"scales": 16, "zeros": 16}
     return tuple(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from baracuda_py.ops.quantize.awq_gemm_sm80 import even_share, guarantee, operands, streaming_us
+from baracuda_py.ops.quantize.awq_layout import reads_layout
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
@@ -26,7 +27,7 @@ from baracuda_py.vocab.enums import (
     OpCategory,
     QuantizeKind,
 )
-from baracuda_py.vocab.rules import at_most, one_of
+from baracuda_py.vocab.rules import at_most
 from baracuda_py.vocab.sku import KernelSku
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ _LIMITS = (
 
 def stream_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
     """The kernels that read weights in `layout`, for every element and epilogue."""
-    reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
+    reads = reads_layout(layout)
     apart = {} if layout.holds_scales else {"scales": 16, "zeros": 4}
     return tuple(
         Kernel(

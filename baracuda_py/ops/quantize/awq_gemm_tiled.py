@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from baracuda_py.ops.quantize.awq_gemm_sm80 import even_share, guarantee, operands, reduce_launch, streaming_us
 from baracuda_py.ops.quantize.awq_gemm_stream import shared_nbytes_of
+from baracuda_py.ops.quantize.awq_layout import reads_layout
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
@@ -148,7 +149,7 @@ _LIMITS = (
 
 def tiled_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
     """The kernels, for every element and epilogue. `layout` is TILED."""
-    reads = one_of("weight_layout", (layout,), why="a kernel reads one layout", fix="Repack, or let select choose")
+    reads = reads_layout(layout)
     # A bf16 scale may lie beyond f16's range; an f16 one loses digits as bf16, no more than the weight does.
     scales = {
         ElementKind.F16: (one_of("scales_kind", (ElementKind.F16,), why="it multiplies weights by scales in f16"),),

@@ -8,8 +8,9 @@ from typing import Any
 from baracuda_py.ops.quantize.awq_reference import untiled_reference
 from baracuda_py.ops.quantize.awq_tiles import Tiling, pack_tiles
 from baracuda_py.vocab.elements import numpy_dtype
+from baracuda_py.vocab.rules import Rule, one_of
 
-__all__ = ["WEIGHT_SHAPES", "AwqWeightLayout", "plain_reference", "samples"]
+__all__ = ["WEIGHT_SHAPES", "AwqWeightLayout", "plain_reference", "reads_layout", "samples"]
 
 WEIGHT_SHAPES = "(oc, ic / 8) for OC_MAJOR, (ic, oc / 8) for HF_GEMM; for TILED as `AwqWeightLayout.weight_shape` says"
 
@@ -54,3 +55,9 @@ def samples(desc: Any, random: Any) -> dict[str, Any]:
     zeros.reshape(-1)[:2] = (0, 15)[: zeros.size]
     scales = (1 + random.permutation(desc.groups * desc.oc) % 128 / 128).reshape(zeros.shape)
     return {"weight_packed": pack_tiles(words, zeros, scales.astype(numpy_dtype(desc.scales_kind)), desc.group_size)}
+
+
+def reads_layout(layout: AwqWeightLayout) -> Rule:
+    """The rule of a kernel that reads weights in `layout` alone."""
+    fix = f"Repack them as {layout.name} (int4_awq_repack)"
+    return one_of("weight_layout", (layout,), why="a kernel reads one layout", fix=fix)
