@@ -23,7 +23,7 @@ Test = Callable[[Any, int, int], tuple[int, ...] | None]
 class Argument:
     """What the code depends on: an argument's name, and of one that is present its role, alignment and form.
 
-    One that is called contiguous must be so for more than one element: then no sign of it can be pending.
+    `negatable`: whether it may be the imaginary part of a conjugated tensor, whose sign is pending.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Argument:
     written: bool = False
     alignment: int = 1
     contiguous: bool = True
+    negatable: bool = True
 
 
 class Alike:
@@ -88,8 +89,9 @@ def _source(arguments: tuple[Argument, ...]) -> str:
         if argument.contiguous:
             differs += " or not s.is_contiguous()"  # cheaper than the strides, which follow
         else:
-            # Half of a complex tensor may carry a pending sign.
-            differs += f" or s.stride() != R{number} or s.is_neg()"
+            differs += f" or s.stride() != R{number}"
+        if argument.negatable:
+            differs += " or s.is_neg()"
         test.append(f"if {differs}: return None")
         test.append(f"p{number} = s.data_ptr()")
         misplaced = f"not p{number}" + (f" or p{number} % {argument.alignment}" if argument.alignment > 1 else "")
@@ -104,5 +106,7 @@ def _source(arguments: tuple[Argument, ...]) -> str:
         ]
     test += [f"if {clash}: return None" for clash in clashes]
     test.append(f"return {', '.join(addresses)},")
-    lines = ["def make(m):", *(f"    {line}" for line in unpack), "    def test(a, w, e):"]
-    return "\n".join([*lines, *(f"        {line}" for line in test), "    return test"])
+    lines = ["def make(m):", *(f"    {line}" for line in unpack), "    def test(a, w, e):", "        try:"]
+    # A sparse tensor has neither strides nor an address.
+    lines += [*(f"            {line}" for line in test), "        except RuntimeError: return None"]
+    return "\n".join([*lines, "    return test"])

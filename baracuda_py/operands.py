@@ -15,6 +15,7 @@ from baracuda_py.errors import BaracudaError, InvalidProblem, MisalignedOperand
 from baracuda_py.vocab.descriptors import TensorSpec
 from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.elements import bits_of
+from baracuda_py.vocab.enums import ElementKind
 from baracuda_py.vocab.preference import Workspace
 from baracuda_py.vocab.tensors import HOST_MEMORY, TensorMut, TensorRef, row_major_strides
 
@@ -87,8 +88,9 @@ class OperandChecker:
         views = self._checked(sources, workspace, stream)
         if all(view is None or _of_torch(source, view) for source, view in zip(sources, views, strict=True)):
             forms = [
-                # A single element is contiguous even as half of a complex tensor.
-                Argument(slot.name, True, slot.written, slot.alignment, view.contiguous and view.size > 1)
+                Argument(
+                    slot.name, True, slot.written, slot.alignment, view.contiguous, view.element in _PARTS_OF_COMPLEX
+                )
                 if view is not None
                 else Argument(slot.name, False)
                 for slot, view in zip(self._slots, views, strict=True)
@@ -107,7 +109,7 @@ class OperandChecker:
             views.append(view)
             low, high = (0, 0) if view is None else view.extent
             extents.append((low, high))
-            if low < end and start < high and low < high:
+            if low < end and start < high and low < high and start < end:
                 lent = slot
         for index in self._written:
             low, high = extents[index]
@@ -181,7 +183,8 @@ class OperandChecker:
                     value=view.strides[axis],
                     why="rows must not overlap" if view.strides[axis] >= 0 else "rows must go forwards",
                 )  # fmt: skip
-            width = max(width, view.strides[axis] * view.shape[axis])
+            if view.shape[axis] > 1:
+                width = max(width, view.strides[axis] * view.shape[axis])
 
     def _check_overlap(
         self, index: int, views: list[TensorRef | None], extents: list[tuple[int, int]]
@@ -203,6 +206,10 @@ class OperandChecker:
             f"{self._where}: {slot.name}", must, rule=f"{slot.name} {rule}", value=value, got=got, why=why,
             fix=slot.spec.doc and f"{slot.name}: {slot.spec.doc}",
         )  # fmt: skip
+
+
+# Elements of torch's complex tensors' real and imaginary parts.
+_PARTS_OF_COMPLEX = (ElementKind.F16, ElementKind.F32, ElementKind.F64)
 
 
 def _of_torch(source: Any, view: TensorRef) -> bool:

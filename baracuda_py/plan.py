@@ -139,7 +139,7 @@ class Plan:
             DriverError when the launch fails.
         """
         alike = self._checker.alike
-        if alike is not None and self._run_at is not None:
+        if alike is not None and self._run_at is not None and type(args) is self.op.args:
             self._check_ready(workspace)
             start = workspace.pointer
             addresses = alike.addresses(args, start, start + self.workspace_size)
@@ -216,6 +216,7 @@ class Plan:
                     self.op.name, "a dry-run plan cannot run", rule="dry run", got=str(self.device),
                     fix="Select without a device name, on a machine that has such a GPU",
                 )  # fmt: skip
+            self._check_ready(workspace)
             self._views(args, workspace, 0)
             return None, 0, []
         self._check_ready(workspace)
@@ -312,7 +313,7 @@ def make_plan(selection: Selection) -> Plan:
 
 
 def new_registry(
-    *, plugins: bool = False, tables: Callable[[Device], TuningTable | None] = lambda _device: None
+    *, plugins: bool = False, tables: Callable[[Device, str], TuningTable | None] = lambda _device, _op: None
 ) -> Registry[Plan]:
     """An empty registry whose `select` returns plans; see `Registry` for the arguments."""
     return Registry(make_plan, plugins=plugins, tables=tables)

@@ -21,10 +21,12 @@ from baracuda_py.vocab.code import (
     Code,
     HostCode,
     Launch,
+    Parameter,
     Pointer,
     PtxCode,
     SequenceCode,
     Stride,
+    TensorMap,
 )
 from baracuda_py.vocab.descriptors import TensorSpec, from_fields, specs_of
 from baracuda_py.vocab.device import HOST, Device, dry_device
@@ -227,7 +229,7 @@ class Registry(Generic[P]):
         make_plan: turns a `Selection` into what `select` returns.
         plugins: whether installed entry points are scanned, at the first look-up. The environment variable
             `BARACUDA_PY_NO_PLUGINS` turns the scan off everywhere.
-        tables: the tuning table for a device, or None; it corrects the kernels' estimates.
+        tables: the tuning table for a device and an op's name, or None; it corrects the kernels' estimates.
     """
 
     def __init__(
@@ -235,7 +237,7 @@ class Registry(Generic[P]):
         make_plan: Callable[[Selection], P],
         *,
         plugins: bool = False,
-        tables: Callable[[Device], TuningTable | None] = lambda _device: None,
+        tables: Callable[[Device, str], TuningTable | None] = lambda _device, _op: None,
     ) -> None:
         self._make_plan = make_plan
         self._tables = tables
@@ -278,10 +280,11 @@ class Registry(Generic[P]):
             for kernel in op.kernels:
                 for problem in _kernel_problems(op, kernel, implied[kernel.sku]):
                     raise RegistrationError(f"{op.name} [{kernel.sku}]", problem, rule=problem.split(":")[0])
+            # Others look things up meanwhile: what an op is found by comes last.
+            self._implied = {**self._implied, **implied}
+            self._kernels = {**self._kernels, **{kernel.sku: (op, kernel) for kernel in op.kernels}}
             self._ops = {**self._ops, op.name: op}
             self._by_descriptor = {**self._by_descriptor, op.descriptor: op}
-            self._kernels = {**self._kernels, **{kernel.sku: (op, kernel) for kernel in op.kernels}}
-            self._implied = {**self._implied, **implied}
             self._memo = {}
         return op
 
@@ -330,7 +333,7 @@ class Registry(Generic[P]):
             entry_point.load()(self)
         except (Exception, SystemExit) as error:
             (self._ops, self._by_descriptor, self._kernels, self._implied, self._backends) = before
-            self._memo = {}  # it may have selected what it had registered
+            self._memo, self._calibrations, self._measured = {}, {}, {}  # it may have selected what it had registered
             self._plugin_errors[f"{entry_point.group}:{entry_point.name}"] = error
             return False
         return True
@@ -443,20 +446,21 @@ class Registry(Generic[P]):
         """
         if device is None:
             device = self.current_device()
+        named = _named(device) if type(device) is Device else device
         try:
-            return self._memo[descriptor, device, preference]
+            return self._memo[descriptor, named, preference]
         except (KeyError, TypeError):
             pass
         self._scan()
         memo = self._memo  # the one of this registration: a later one throws it away, and with it what is chosen here
         resolved = self.device(device)
         try:
-            plan = memo[descriptor, resolved, preference]  # a stream or an array says its device in many ways
+            plan = memo[descriptor, _named(resolved), preference]  # a stream or an array says its device in many ways
         except (KeyError, TypeError):
             plan = self._make_plan(self._select(descriptor, resolved, preference))
             if len(memo) >= _MEMO_LIMIT:
                 memo.clear()
-            memo[descriptor, resolved, preference] = plan
+            memo[descriptor, _named(resolved), preference] = plan
         if isinstance(device, (int, str)):
             memo[descriptor, device, preference] = plan
         return plan
@@ -521,7 +525,7 @@ class Registry(Generic[P]):
         return self._calibrations[key]
 
     def _make_calibration(self, op: Op, kernel: Kernel, device: Device) -> Calibration | None:
-        table = self._tables(device) if op.sizes else None
+        table = self._tables(device, op.name) if op.sizes else None
         if table is None:
             return None
         label, there = kernel_label(kernel.sku), table.device
@@ -648,6 +652,11 @@ class Registry(Generic[P]):
         return found
 
 
+def _named(device: Device) -> tuple[Device, str]:
+    """A device and its name, by which tuning tables are found, and which does not count when devices are compared."""
+    return device, device.name
+
+
 def _described(op: Op, fields: Mapping[str, Any]) -> Any:
     """The descriptor with these fields; TypeError, ValueError or the error of a rule, naming the field, if none has."""
     known = {attribute.name for attribute in op.descriptor.__attrs_attrs__}  # type: ignore[attr-defined]
@@ -757,14 +766,24 @@ def _sequence_problems(
         yield f"arguments: no step is given the output {name!r}"
 
 
+def _arguments_of(parameter: Parameter) -> Iterator[Pointer | Stride | TensorMap]:
+    """What of a parameter is about an argument."""
+    if isinstance(parameter, tuple):
+        yield from (part for part in parameter if isinstance(part, Stride))
+    elif isinstance(parameter, Pointer | Stride | TensorMap):
+        yield parameter
+        if isinstance(parameter, TensorMap):
+            yield from (stride for stride in parameter.strides if isinstance(stride, Stride))
+
+
 def _launch_problems(launches: tuple[Launch, ...], names: set[str], written: set[str]) -> Iterator[str]:
     pointed: set[str] = set()
     for launch in launches:
         for parameter in launch.parameters:
-            for part in parameter if isinstance(parameter, tuple) else (parameter,):
-                if isinstance(part, (Pointer, Stride)) and part.argument not in names | {WORKSPACE}:
+            for part in _arguments_of(parameter):
+                if part.argument not in names | {WORKSPACE}:
                     yield f"arguments: {launch.entry} takes {part.argument!r}, which is no argument of the op"
-                if isinstance(part, Pointer):
+                if isinstance(part, Pointer | TensorMap):
                     pointed.add(part.argument)
     for name in sorted(written - pointed):
         yield f"arguments: no launch is given the output {name!r}"

@@ -14,6 +14,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -128,24 +129,27 @@ def _sanitize(program: str, tool: str, shard: int, shards: int) -> dict[str, Any
     command += [str(HERE / "_sanitized.py"), f"{shard}/{shards}"]
     if tool == "racecheck":  # racecheck now and then reports races within one of cuBLASLt's kernels
         command.append("--ours")
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
+    )
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, timeout=SANITIZER_LIMIT_S
-        )
-    except subprocess.TimeoutExpired as late:
-        text = (late.stdout or b"").decode(errors="replace")
+        text, _ = process.communicate(timeout=SANITIZER_LIMIT_S)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)  # the tool's child too, which would go on using the GPU
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        text, _ = process.communicate()
         return {
             "status": "failed", "errors": 0, "calls": 0, "duration_s": SANITIZER_LIMIT_S,
             "output": f"{_excerpt(text)}\nnot done after {SANITIZER_LIMIT_S} s",
         }  # fmt: skip
-    text = done.stdout
     # "ERROR SUMMARY: 0 errors", or "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
     found = re.findall(r"SUMMARY: (\d+) (?:errors?|hazards? displayed)", text)
     calls = re.findall(r"^calls: (\d+)$", text, re.MULTILINE)
-    ran = done.returncode in (0, FOUND) and bool(found) and bool(calls)
+    ran = process.returncode in (0, FOUND) and bool(found) and bool(calls)
     errors = sum(map(int, found))
     return {
-        "status": ("clean" if errors == 0 and done.returncode == 0 else "errors") if ran else "failed",
+        "status": ("clean" if errors == 0 and process.returncode == 0 else "errors") if ran else "failed",
         "errors": errors,
         "calls": sum(map(int, calls)),
         "duration_s": round(time.perf_counter() - start, 1),
@@ -166,6 +170,8 @@ def _together(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
     worst = max((outcome["status"] for outcome in outcomes), key=("clean", "errors", "failed").index)
     together: dict[str, Any] = {name: sum(outcome[name] for outcome in outcomes) for name in ("errors", "calls")}
     together["duration_s"] = max(outcome["duration_s"] for outcome in outcomes)
+    if not together["calls"]:
+        worst = "failed"  # a shard may have no call to run, but not all of them
     outputs = [outcome["output"] for outcome in outcomes if outcome["output"]]
     return {"status": worst, **together, **({"output": outputs[0]} if outputs else {})}
 

@@ -114,8 +114,10 @@ def _run(step: Step) -> str:
     )
     try:
         printed, _ = script.communicate(timeout=step.limit_s)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:
         os.killpg(script.pid, signal.SIGKILL)  # its children too, which would go on using the GPU
+        if not isinstance(error, subprocess.TimeoutExpired):  # such as Ctrl-C, which a session of its own does not get
+            raise
         print(script.communicate()[0][-4000:], file=sys.stderr)
         return f"stopped after {step.limit_s:.0f} s"
     took = f"{time.monotonic() - start:.0f} s"

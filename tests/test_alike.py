@@ -162,3 +162,23 @@ def test_threads_that_share_a_plan_get_their_own_addresses():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_contiguous_tensor_with_a_pending_sign_is_not_alike():
+    halves = torch.view_as_complex(torch.ones(M, IC, 2).half())
+    negated = halves.conj().imag.as_strided((M, IC), (IC, 1))
+    assert negated.is_contiguous()
+    assert negated.is_neg()
+    plan = after_a_call()
+    assert alike(plan, tensors(activation=negated)) is None
+    with pytest.raises(BaracudaError):
+        plan.run(None, bp.Workspace.NONE, tensors(activation=negated))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_a_sparse_tensor_of_the_same_shape_is_refused_by_its_name():
+    plan = after_a_call()
+    sparse = tensors(activation=torch.eye(M, IC).half().to_sparse_csr())
+    assert alike(plan, sparse) is None
+    with pytest.raises(BaracudaError, match="activation"):
+        plan.run(None, bp.Workspace.NONE, sparse)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import sys
 import tarfile
 from pathlib import Path
@@ -90,3 +91,20 @@ def test_every_script_takes_its_arguments(words):
         assert stopped.value.code == 3, "of the device, which is not there: nothing is wrong before it"
     else:
         assert set(arguments) <= set(re.findall(r"--\w+", (SCRIPT.parent / script).read_text()))
+
+
+def test_what_interrupts_ends_the_script_and_its_children(on_gpu, tmp_path, monkeypatch):
+    script(tmp_path, "stuck", STUCK)
+    started = []
+
+    class Interrupted(on_gpu.subprocess.Popen):
+        def communicate(self, *words, **named):
+            started.append(self)
+            self.stdout.readline()  # it has begun
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(on_gpu.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(on_gpu, monkeypatch, [("stuck", 60)])
+    assert started[0].wait(timeout=10) == -signal.SIGKILL
+    assert not started[0].stdout.read(), "the child, which holds the pipe too, has ended"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 import weakref
+from types import SimpleNamespace
 
 import attrs
 import numpy as np
@@ -169,6 +170,9 @@ def test_an_empty_problem_runs_nothing_and_still_checks_its_arguments():
     with pytest.raises(InvalidProblem) as refused:
         plan.run(None, bp.Workspace.NONE, gpu_args(op, shape=(1, 4)))
     assert refused.value.rule == "x shape"
+    with pytest.raises(InvalidProblem) as refused:
+        plan.run(None, None, gpu_args(op, shape=(0, 4)))
+    assert refused.value.rule == "workspace"
     assert not backend.runs
 
 
@@ -334,3 +338,38 @@ def test_splits_beyond_the_depth_of_a_grid_go_to_another_kernel():
     plan = bp.Int4AwqGemmPlan.select
     assert bp.select(desc, "sm_90").launches[0].grid[2] < 1 << 16
     assert plan("sm_90", desc).sku == bp.select(desc, "sm_90").sku
+
+
+def test_args_of_another_class_are_refused_behind_a_call_that_passed():
+    torch = pytest.importorskip("torch")
+    _, _, op, plan = pretended()
+    launched = []
+    plan._run_at = lambda *given: launched.append(given)
+    tensors = [torch.zeros(2, 4), torch.zeros(2, 4)]
+    plan._checker.alike = SimpleNamespace(addresses=lambda *_: (1, 2), views=())
+    other = SimpleNamespace(**dict(zip(("x", "y"), tensors, strict=True)))
+    for wrong in (None, other):
+        with pytest.raises(InvalidProblem) as refused:
+            plan.run(0, bp.Workspace.NONE, wrong)
+        assert refused.value.rule == "args"
+    assert not launched
+    plan.run(0, bp.Workspace.NONE, op.args(*tensors))
+    assert len(launched) == 1
+
+
+def test_the_stride_of_an_axis_of_one_element_does_not_count():
+    desc = bp.DenseGemmDescriptor(1, 16, 16, batch=4, element=bp.ElementKind.F32)
+    plan = bp.select(desc, "host")
+    a = np.random.default_rng(0).standard_normal((5, 4, 16), np.float32).transpose(1, 0, 2)[:, :1]
+    assert a.strides[0] < a.strides[1]
+    b, output = np.ones(desc.b_shape, np.float32), np.empty(desc.output_shape, np.float32)
+    plan.run(None, bp.Workspace.NONE, plan.op.args(a=a, b=b, bias=None, output=output))
+    np.testing.assert_allclose(output, a @ b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_workspace_of_which_nothing_is_used_may_lie_anywhere():
+    plan = bp.select(bp.SoftmaxDescriptor((2, 4)), "host")
+    assert plan.workspace_size == 0
+    x, y = np.zeros((2, 4), np.float32), np.empty((2, 4), np.float32)
+    for place in (x.reshape(-1), x.reshape(-1)[4:]):
+        plan.run(None, bp.Workspace.borrowed(place), bp.SoftmaxArgs(x, y))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import warnings
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -20,7 +22,7 @@ from baracuda_py.backends.null import NullBackend
 from baracuda_py.errors import InvalidProblem, NoKernel, RegistrationError, Unsupported
 from baracuda_py.plan import new_registry, plan_class
 from baracuda_py.testing.toys import ToyKernel, toy_op
-from baracuda_py.vocab.code import HostCode, Launch, Pointer, PtxCode
+from baracuda_py.vocab.code import HostCode, Launch, Pointer, PtxCode, Stride, TensorMap
 from baracuda_py.vocab.device import HOST, Device, dry_device
 from baracuda_py.vocab.enums import ArchSku, BackendKind, ElementKind, MathPrecision, OpCategory, UnaryKind
 from baracuda_py.vocab.rules import multiple_of, one_of
@@ -297,6 +299,8 @@ def test_threads_that_select_and_register_see_whole_ops_only():
                 except Unsupported as error:
                     if error.rule != "descriptor":
                         failures.append(error)
+                except BaseException as error:
+                    failures.append(error)
                 else:
                     if plan.sku != op.kernels[0].sku:
                         failures.append(plan)
@@ -311,6 +315,34 @@ def test_threads_that_select_and_register_see_whole_ops_only():
         thread.join()
     assert not failures
     assert all(registry.select(op.descriptor(2), HOST) is registry.select(op.descriptor(2), HOST) for op in ops)
+
+
+def test_an_op_is_found_only_once_all_that_selection_needs_of_it_is_there():
+    registry = host_registry()
+    op = toy_op("doubling", [ToyKernel("a")])
+    seen = []
+
+    class Watched(type(registry)):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name in ("_ops", "_by_descriptor", "_kernels", "_implied"):  # as another thread would, in between
+                with contextlib.suppress(Unsupported):
+                    seen.append(registry.select(op.descriptor(2), HOST).sku)
+
+    registry.__class__ = Watched
+    registry.register(op)
+    assert seen == [op.kernels[0].sku]
+
+
+def test_devices_that_differ_in_name_alone_have_plans_of_their_own():
+    table = {"B": "dear"}
+    registry = host_registry(op := toy_op("doubling", [ToyKernel("cheap", cost=1.0), ToyKernel("dear", cost=2.0)]))
+    registry._estimate = lambda _op, kernel, _d, device: float(kernel.sku.variant != table.get(device.name, "cheap"))
+    named = [Device("host", name=name) for name in ("A", "B")]
+    for devices in (named, named[::-1]):
+        for device in devices:
+            plan = registry.select(op.descriptor(2), device)
+            assert (plan.sku.variant, plan.device.name) == (table.get(device.name, "cheap"), device.name)
 
 
 def test_what_a_registration_overtakes_is_not_remembered():
@@ -466,3 +498,37 @@ def test_no_plug_in_ends_the_scan_and_what_it_selected_goes_with_it(monkeypatch)
     assert [op.name for op in registry.ops()] == ["good"]
     with pytest.raises(Unsupported):
         registry.select(broken.descriptor(2), HOST)
+
+
+def test_what_a_broken_plug_in_made_of_measured_times_goes_with_it(monkeypatch):
+    op = toy_op("one", [ToyKernel("one")])
+
+    def leaves(registry):
+        registry._calibrations["sku"] = registry._measured["op"] = object()
+        raise RuntimeError("half way")
+
+    _install(monkeypatch, _entry_point("a_leaves", leaves), _entry_point("b_good", lambda r: r.register(op)))
+    registry = host_registry(plugins=True)
+    with pytest.warns(RuntimeWarning, match="a_leaves"):
+        registry.ops()
+    assert not registry._calibrations
+    assert not registry._measured
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [(TensorMap("inptu", ElementKind.F16, (8,), (), (8,)), "'inptu'"),
+     (TensorMap("x", ElementKind.F16, (8, 8), (Stride("nonsense", 0),), (8, 8)), "'nonsense'")],
+    ids=["argument", "stride"],
+)  # fmt: skip
+def test_what_a_tensor_map_names_must_be_an_argument(box, said):
+    good = toy_op("gpu", [ToyKernel("b")])
+    sku = evolve(good.kernels[0].sku, arch=ArchSku.SM80, backend=BackendKind.BESPOKE)
+
+    def op_with(*parameters):
+        code = PtxCode("m", ArchSku.SM80, lambda d, device: (Launch("e", (1, 1, 1), (1, 1, 1), parameters),))
+        return evolve(good, kernels=(evolve(good.kernels[0], sku=sku, code=code),))
+
+    with pytest.raises(RegistrationError, match=said):
+        host_registry(op_with(Pointer("x"), Pointer("y"), box))
+    host_registry(op_with(Pointer("x"), TensorMap("y", ElementKind.F16, (8,), (), (8,))))  # an output, by a map alone

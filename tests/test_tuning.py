@@ -149,6 +149,17 @@ def test_a_table_that_holds_little_hides_no_other_of_a_gpu_as_much_alike(folder,
     assert found[changed] == {**package[changed], "other": 7.0}
 
 
+def test_a_table_of_the_gpu_itself_hides_no_other_of_an_op_that_it_does_not_hold(folder):
+    device = Device("cuda", None, (9, 0), 132, name="Other GPU")
+    package = by_problem(tuning.table_for(device, "int4_awq_gemm"))
+    norms = {"rms_norm": (Problem({}, {"other": 1.0}),)}
+    write(folder, "norms", evolve(table("Other GPU", sm_count=132), problems=norms))
+    assert by_problem(tuning.table_for(device, "int4_awq_gemm")) == package
+    assert tuning.table_for(device, "rms_norm").device.name == "Other GPU"
+    explained = registry_of(tuning.table_for).explain(D(1, 4096, 4096), device)
+    assert explained.candidates[0].calibrated
+
+
 def test_an_empty_table_of_the_gpu_itself_is_passed_over(folder):
     write(folder, "empty", evolve(table("Other GPU", sm_count=114), problems={}))
     assert tuning.table_for(Device("cuda", 0, (9, 0), 114, name="Other GPU")).device.name == H100.name
@@ -289,7 +300,7 @@ def test_problems_that_this_version_does_not_know_are_left_out_with_one_warning(
 
 
 def registry_with(made):
-    return registry_of(lambda device: None if device.kind == "host" else made)
+    return registry_of(lambda device, _op: None if device.kind == "host" else made)
 
 
 def registry_of(tables):

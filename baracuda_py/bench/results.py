@@ -42,7 +42,7 @@ _JUDGED = (
 COLUMNS = (*CELL, *_MEASURED, *_JUDGED)
 """Of the CSV, and of a row in the JSON. `pdl`: whether calls were bound to overlap the one before them."""
 
-_SAME = ("gpu", "cpu", "driver", "commit", "packages", "samples", "rotated_nbytes")  # in all parts of a file
+_SAME = ("gpu", "cpu", "driver", "commit", "packages", "samples", "rotated_nbytes", "layouts")  # in all parts of a file
 _HEADLINE_ROWS = (1, 8, 64)
 
 
@@ -210,7 +210,8 @@ class Results:
             InvalidProblem: it may not.
         """
         for name in _SAME:
-            if self.environment.get(name) != environment.get(name):
+            before, now = self.environment.get(name), environment.get(name)
+            if before != now and not (isinstance(before, list) and sorted(before) == sorted(now or [])):
                 raise InvalidProblem(
                     str(where), f"the cells of a file must be measured alike, and its {name} differs", rule=name,
                     value=environment.get(name), why=f"it holds {self.environment.get(name)!r}",

@@ -50,19 +50,19 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def table_for(device: Device) -> TuningTable | None:
+def table_for(device: Device, op: str | None = None) -> TuningTable | None:
     """What was measured on this GPU; else on the one that is most like it, of the same compute capability; else None.
 
-    Nothing is read for the host.
+    With `op`, of tables that hold problems of it. Nothing is read for the host.
 
     Raises:
         InvalidProblem: the user's folder is none, or a file in it is no table.
     """
-    found = tables_for(device)
+    found = tables_for(device, op)
     return _merged(found) if found else None
 
 
-def tables_for(device: Device) -> tuple[TuningTable, ...]:
+def tables_for(device: Device, op: str | None = None) -> tuple[TuningTable, ...]:
     """The tables that `table_for` merges: of two times of the same kernel and problem, the first table's counts."""
     if device.kind == "host":
         return ()
@@ -70,7 +70,10 @@ def tables_for(device: Device) -> tuple[TuningTable, ...]:
     def unlike(table: TuningTable) -> tuple[bool, int]:
         return slug(table.device.name) != slug(device.name), abs(table.device.sm_count - device.sm_count)
 
-    alike = [t for t in known_tables() if t.device.capability == device.capability and any(t.problems.values())]
+    def of_op(table: TuningTable) -> bool:
+        return any(problems for name, problems in table.problems.items() if op in (None, name))
+
+    alike = [t for t in known_tables() if t.device.capability == device.capability and of_op(t)]
     least = min(map(unlike, alike), default=None)
     # Times are compared with what the cost model says of one device, so a merged table has one number of SMs.
     by_sm_count: dict[int, list[TuningTable]] = {}

@@ -276,6 +276,9 @@ def _renamed(
         return Pointer(WORKSPACE, offset + parameter.offset)
     name = operands[parameter.argument]
     if name not in placed:
+        if isinstance(parameter, TensorMap):
+            strides = tuple(_renamed(stride, operands, placed, offset) for stride in parameter.strides)
+            return evolve(parameter, argument=name, strides=strides)
         return evolve(parameter, argument=name)
     start, scratch = placed[name]
     if isinstance(parameter, Pointer):

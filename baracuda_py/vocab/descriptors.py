@@ -37,20 +37,23 @@ _ENUM = "baracuda_enum"
 
 
 def _to_ints(value: Any, field: Any) -> Any:
-    if value is None and field.default is not attrs.NOTHING:
+    annotation = str(field.type)
+    optional, many = "None" in annotation or "Optional" in annotation, "tuple" in annotation
+    if value is None and optional:
         return None
     try:
-        if isinstance(value, (tuple, list)):
+        if many:
             return tuple(map(operator.index, value))
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{field.name} must be an int, or ints, not {value!r}") from None
+        what = ("a tuple of ints" if many else "an int") + (", or None" if optional else "")
+        raise TypeError(f"{field.name} must be {what}, not {value!r}") from None
 
 
 def int_field(*, default: Any = attrs.NOTHING) -> Any:
-    """A descriptor field of ints: one, a tuple of them, or None where there is a default: a knob may stay open.
+    """A descriptor field of what its annotation says: an int, a tuple of them, and None if it says `| None`.
 
-    Anything with `__index__` is taken; a float, however integral, is a TypeError.
+    Anything with `__index__` is taken for an int; a float, however integral, is a TypeError.
     """
     return attrs.field(default=default, converter=attrs.Converter(_to_ints, takes_field=True))
 

@@ -108,13 +108,15 @@ def test_what_is_written_comes_back_and_can_be_gone_on_with(results, tmp_path):
     assert again.environment == results.environment
     assert again.holds(CELL_OF)
     assert not again.holds(evolve(CELL_OF, m=2))
-    again.check_continues(results.environment | {"layouts": ["tiled"]}, path)
+    again.environment["layouts"] = ["tiled", "hf_gemm"]
+    again.check_continues(results.environment | {"layouts": ["hf_gemm", "tiled"]}, path)
+    del again.environment["layouts"]
     before = path.read_text()
     again.write(tmp_path / "out")
     assert path.read_text() == before
 
 
-@pytest.mark.parametrize("name", ["gpu", "driver", "commit", "packages", "samples", "rotated_nbytes"])
+@pytest.mark.parametrize("name", ["gpu", "driver", "commit", "packages", "samples", "rotated_nbytes", "layouts"])
 def test_cells_that_are_measured_otherwise_are_not_added(results, tmp_path, name):
     with pytest.raises(InvalidProblem, match=f"{name} differs") as refused:
         results.check_continues(results.environment | {name: "other"}, tmp_path / "out.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import attrs
 import pytest
 from hypothesis import given
@@ -132,3 +134,16 @@ def test_expressions_are_values():
     assert repr(Expr("a + 1")) == "a + 1"
     assert set(Expr("a + min(b, a)").names) == {"a", "b"}
     assert list(Expr("a + width").unknown_names(Problem)) == ["width"]
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "text"),
+    [("a", None, "a must be an int, not None"), ("a", (1, 2), "a must be an int, not"),
+     ("b", (1,), "b must be an int, or None, not"), ("shape", 3, "shape must be a tuple of ints, not 3"),
+     ("shape", None, "shape must be a tuple of ints, not None")],
+)  # fmt: skip
+def test_a_field_of_ints_takes_what_its_annotation_says(field, wrong, text):
+    given = {"a": 1, field: wrong}
+    with pytest.raises(TypeError, match=re.escape(text)):
+        Problem(**given)
+    assert Problem(1, None, [2, 3]).shape == (2, 3)

@@ -247,7 +247,10 @@ _TILE_LIMITS = (
     at_most("outputs", 128 * 128 << 30, why="a grid has at most 2^31 blocks"),
 )
 _GRID_Z = (1 << 16) - 1  # blocks of a grid along z, where the splits lie
-_LIMITS = (at_most("ic", _INT, why=_WHY_INT), at_most("oc", _INT, why=_WHY_INT))
+_LIMITS = (
+    at_most("ic", _INT - (16 * 128 - 1), why="the kernel counts some blocks beyond it in a 32-bit int"),
+    at_most("oc", _INT, why=_WHY_INT),
+)
 
 
 # A kernel's variant, whether m changes no bits, its module, its rules, launches, cost and workspace, and what it is.

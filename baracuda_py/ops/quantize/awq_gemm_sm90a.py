@@ -222,7 +222,7 @@ _LIMITS = (
     multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
     at_most("m", 16 * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
     at_most("ic", _INT - (TILE_COLUMNS * 16 - 1), why="the kernel rounds it up to whole chunks in a 32-bit int"),
-    at_most("oc", _INT - (TILE_ROWS - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),
+    at_most("oc", _INT - (max(_CHANNELS) - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),
 )
 
 

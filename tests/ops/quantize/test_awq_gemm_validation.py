@@ -12,6 +12,7 @@ import baracuda_py as bp
 from baracuda_py.errors import InvalidProblem, NoKernel, Unsupported
 from baracuda_py.ops.quantize.awq_gemm import OP
 from baracuda_py.testing.strategies import UNBOUNDED, breakable, breaking, valid
+from baracuda_py.vocab.code import PtxCode
 from baracuda_py.vocab.enums import ArchSku, ElementKind, EpilogueKind
 
 DEVICES = ("sm_80", "sm_90a", "host")
@@ -259,3 +260,33 @@ def test_the_named_plan_refuses_another_ops_descriptor():
 def test_a_float_is_no_dimension(field):
     with pytest.raises(TypeError):
         bp.Int4AwqGemmDescriptor(**{"m": 1, "ic": 128, "oc": 64, field: 64.0})
+
+
+PTX_KERNELS = [kernel for kernel in OP.kernels if isinstance(kernel.code, PtxCode)]
+
+
+@pytest.mark.parametrize("kernel", PTX_KERNELS, ids=lambda kernel: str(kernel.sku))
+@pytest.mark.parametrize(("size", "beyond"), [("ic", 16 * 128), ("oc", 128)])
+def test_sizes_leave_room_for_what_kernels_count_beyond_them(kernel, size, beyond):
+    # Sixteen warps along ic take blocks of 128 channels each, and the one behind the last is counted too; a tile of the
+    # bulk kernel is 128 output channels. Kernels of warpgroups round ic up to one block; the others do not round oc.
+    variant = kernel.sku.variant
+    if variant.startswith("wide"):
+        beyond = min(beyond, 128)
+    if size == "oc" and not variant.startswith("bulk"):
+        beyond = 1
+    layout = next(layout for layout in bp.AwqWeightLayout if variant.endswith(layout.value))
+
+    def serves(value):
+        sizes = {"ic": 128, "oc": 64, size: value}
+        desc = bp.Int4AwqGemmDescriptor(
+            1, **sizes, split_k_iters=None, weight_layout=layout, element=kernel.sku.element,
+            epilogue=kernel.sku.epilogue,
+        )  # fmt: skip
+        return all(rule.holds(desc) for rule in kernel.rules)
+
+    largest = (1 << 31) - 128
+    while not serves(largest):
+        largest -= 128
+        assert largest > (1 << 31) - 64 * 128, "the limit is further below than it must be"
+    assert largest + beyond - 1 < 1 << 31
