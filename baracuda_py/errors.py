@@ -7,7 +7,6 @@ The same facts are attributes, so that a caller never has to parse the text.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -208,7 +207,8 @@ class Refused:
 class NoKernel(Unsupported):
     """No registered kernel serves the problem on the device; `refusals` says why, kernel by kernel.
 
-    The text says each reason once; kernels that are for another element, epilogue or the like are counted.
+    The text says each reason once, with the kernels that it holds for; those that are for another element, epilogue or
+    the like, or for another device, are counted.
 
     Attributes:
         refusals: a tuple of `Refused(sku, refusal)`, one for each kernel of the op.
@@ -218,11 +218,22 @@ class NoKernel(Unsupported):
         self.refusals = tuple(refusals)
         self.device = device
         super().__init__(where, f"some registered kernel must serve this problem on {device}", rule="no kernel")
-        near = [one.refusal for one in self.refusals if one.refusal.why != OTHER_SKU]
-        others = [one.refusal.rule.partition(" in ")[0] for one in self.refusals if one.refusal.why == OTHER_SKU]
+        reasons: dict[str, list[str]] = {}
+        elsewhere: list[str] = []
+        others: list[str] = []
+        for sku, refusal in ((one.sku, one.refusal) for one in self.refusals):
+            if refusal.why == OTHER_SKU:
+                others.append(refusal.rule.partition(" in ")[0])
+            elif refusal.rule == "arch":
+                elsewhere.append(sku.arch.name.lower())
+            else:
+                reason = str(refusal).removeprefix(f"{refusal.where}: ")
+                reasons.setdefault(reason, []).append(sku.variant or sku.backend.name.lower())
         lines = [str(self.args[0])]
-        for reason, count in Counter(map(str, near)).items():
-            lines.append(f"  {reason}" + (f" ({count} kernels)" if count > 1 else ""))
+        for reason, names in reasons.items():
+            lines.append(f"  {', '.join(dict.fromkeys(names))}: {reason}")
+        if elsewhere:
+            lines.append(f"  {len(elsewhere)} more are for devices of {' or '.join(dict.fromkeys(elsewhere))}.")
         if others:
             lines.append(f"  {len(others)} more are for another {' or '.join(dict.fromkeys(others))}.")
         self.args = ("\n".join(lines),)

@@ -592,7 +592,8 @@ class Registry(Generic[P]):
         if wishes.require is not None:
             unmet = sku.precision_guarantee.unmet(wishes.require)
             if unmet:
-                promised = f"{unmet[0]} = {getattr(sku.precision_guarantee, unmet[0])!r}"
+                value = getattr(sku.precision_guarantee, unmet[0])
+                promised = f"{unmet[0]} = {getattr(value, 'name', value)}"
                 return refuse(f"the guarantee must cover the required {', '.join(unmet)}", "require", got=promised)
         if wishes.max_workspace_bytes is not None:
             nbytes = op.workspace_size(kernel, descriptor, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import re
 import weakref
 from types import SimpleNamespace
 
@@ -373,3 +374,16 @@ def test_a_workspace_of_which_nothing_is_used_may_lie_anywhere():
     x, y = np.zeros((2, 4), np.float32), np.empty((2, 4), np.float32)
     for place in (x.reshape(-1), x.reshape(-1)[4:]):
         plan.run(None, bp.Workspace.borrowed(place), bp.SoftmaxArgs(x, y))
+
+
+def test_what_serves_nowhere_here_is_told_in_a_few_lines():
+    with pytest.raises(NoKernel) as refused:
+        bp.select(AWQ, "host", bp.PlanPreference(require=bp.PrecisionGuarantee(batch_invariant=True)))
+    first, *reasons = str(refused.value).splitlines()
+    assert "on the host" in first
+    names, _, reason = reasons[0].partition(": ")
+    assert "numpy" in names
+    assert reason == "the guarantee must cover the required batch_invariant (got batch_invariant = False)."
+    assert re.fullmatch(r"  \d+ more are for devices of sm80 or sm90a\.", reasons[1])
+    assert len(reasons) == 3
+    assert len(refused.value.refusals) == len(bp.default_registry().op("int4_awq_gemm").kernels)

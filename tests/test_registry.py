@@ -132,8 +132,12 @@ class RegistryMachine(RuleBasedStateMachine):
             assert {r.sku for r in refused.value.refusals} == kernels.keys()
             told, others = str(refused.value), 0
             for one in refused.value.refusals:
-                others += one.refusal.rule.startswith("element in")
-                assert one.refusal.rule.startswith("element in") or f"  {one.refusal}" in told
+                if one.refusal.rule.startswith("element in"):
+                    others += 1
+                    continue
+                reason = str(one.refusal).removeprefix(f"{one.refusal.where}: ")
+                [line] = [line for line in told.splitlines() if line.endswith(f": {reason}")]
+                assert one.sku.variant in line.removesuffix(f": {reason}").strip().split(", ")
             assert (f"  {others} more are for another element." in told) == (others > 0)
         for sku in kernels:
             if sku in serving:
