@@ -23,7 +23,8 @@ Test = Callable[[Any, int, int], tuple[int, ...] | None]
 class Argument:
     """What the code depends on: an argument's name, and of one that is present its role, alignment and form.
 
-    `negatable`: whether it may be the imaginary part of a conjugated tensor, whose sign is pending.
+    `negatable`: whether it may be the imaginary part of a conjugated tensor, whose sign is pending; `conjugable`:
+    whether it may be one itself.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Argument:
     alignment: int = 1
     contiguous: bool = True
     negatable: bool = True
+    conjugable: bool = False
 
 
 class Alike:
@@ -92,6 +94,8 @@ def _source(arguments: tuple[Argument, ...]) -> str:
             differs += f" or s.stride() != R{number}"
         if argument.negatable:
             differs += " or s.is_neg()"
+        if argument.conjugable:
+            differs += " or s.is_conj()"
         test.append(f"if {differs}: return None")
         test.append(f"p{number} = s.data_ptr()")
         misplaced = f"not p{number}" + (f" or p{number} % {argument.alignment}" if argument.alignment > 1 else "")

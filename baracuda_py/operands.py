@@ -89,7 +89,8 @@ class OperandChecker:
         if all(view is None or _of_torch(source, view) for source, view in zip(sources, views, strict=True)):
             forms = [
                 Argument(
-                    slot.name, True, slot.written, slot.alignment, view.contiguous, view.element in _PARTS_OF_COMPLEX
+                    slot.name, True, slot.written, slot.alignment, view.contiguous,
+                    view.element in (*_PARTS_OF_COMPLEX, *_COMPLEX), view.element in _COMPLEX,
                 )
                 if view is not None
                 else Argument(slot.name, False)
@@ -210,6 +211,7 @@ class OperandChecker:
 
 # Elements of torch's complex tensors' real and imaginary parts.
 _PARTS_OF_COMPLEX = (ElementKind.F16, ElementKind.F32, ElementKind.F64)
+_COMPLEX = (ElementKind.COMPLEX32, ElementKind.COMPLEX64)
 
 
 def _of_torch(source: Any, view: TensorRef) -> bool:

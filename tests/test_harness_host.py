@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -17,6 +18,7 @@ from baracuda_py.testing.harness import (
 from baracuda_py.testing.strategies import valid
 from baracuda_py.vocab.device import HOST
 from baracuda_py.vocab.enums import ArchSku
+from baracuda_py.vocab.tolerance import relative_tolerance
 
 REGISTRY = bp.default_registry()
 SKUS = REGISTRY.skus(arch=ArchSku.HOST)
@@ -82,3 +84,19 @@ def test_selection_agrees_with_the_rules_on_any_valid_descriptor(op):
             assert REGISTRY.select(descriptor, HOST).kernel is explanation.chosen
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((200_000, 2), 0), ((32_000, 32), 0), ((2, 200_000), 1), ((3, 50_000, 2), 1)]
+)  # fmt: skip
+def test_a_long_softmax_along_any_axis_sums_as_exactly(shape, axis):
+    desc = bp.SoftmaxDescriptor(shape, axis)
+    plan = bp.select(desc, "host")
+    logits = np.full(shape, np.log(0.1), np.float32)
+    np.moveaxis(logits, axis, 0)[0] = 0
+    output = np.full(shape, np.nan, np.float32)
+    plan.run(None, bp.Workspace.NONE, bp.SoftmaxArgs(logits, output))
+    exact = np.exp(logits.astype(np.float64))
+    exact /= exact.sum(axis=axis, keepdims=True)
+    found = np.linalg.norm(output - exact) / np.linalg.norm(exact)
+    assert found <= relative_tolerance(plan.precision_guarantee, desc.element)

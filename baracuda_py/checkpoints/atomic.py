@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ def new_folder(path: Path, *, overwrite: bool, replaced: Callable[[Path], Collec
             if in_place:
                 _fill(made, target, path)
             else:
-                _replace(made, target, replaced)
+                _replace(made, target, replaced, path if not overwrite else None)
         finally:
             # The new folder if something failed; the old one, if there was one, after an exchange.
             shutil.rmtree(made, ignore_errors=True)
@@ -84,8 +85,13 @@ def _writable(path: Path) -> Iterator[None]:
         raise CheckpointError(path, "a folder to write to must be writable", rule="target", why=str(error)) from error
 
 
-def _replace(made: Path, target: Path, replaced: Callable[[Path], Collection[str]]) -> None:
-    """`made`, with what is kept of `target`, at the place of `target`."""
+def _replace(made: Path, target: Path, replaced: Callable[[Path], Collection[str]], path: Path | None) -> None:
+    """`made`, with what is kept of `target`, at the place of `target`; with `path`, only if nothing has come there."""
+    if path is not None:
+        _sync_tree(made)
+        _put_where_nothing_is(made, target, path)
+        _sync(target.parent)
+        return
     if target.is_dir():
         shutil.copymode(target, made)
         old = replaced(target)
@@ -250,6 +256,22 @@ def _link(old: str | Path, new: str | Path) -> None:
         shutil.copy2(old, new, follow_symlinks=False)
 
 
+def _put_where_nothing_is(made: Path, target: Path, path: Path) -> None:
+    """As `_put`, where `target` is absent or empty: in one step, which fails if somebody has filled it meanwhile."""
+    try:
+        if os.path.isdir(target):
+            shutil.copymode(target, made)
+            if os.name != "posix":
+                os.rmdir(target)
+        os.rename(made, target)
+    except OSError:
+        if os.path.isdir(target) and (there := sorted(os.listdir(target))):
+            raise CheckpointError(
+                path, "a folder to write to must stay empty", rule="overwrite", got=", ".join(there[:3])
+            ) from None
+        raise
+
+
 def _put(made: Path, target: Path) -> None:
     """`made` at the place of `target`; afterwards `made` is the old folder, or nothing."""
     if not os.path.lexists(target):
@@ -284,7 +306,7 @@ def _exchange(first: Path, second: Path) -> bool:
 def _sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder):
         for name in names:
-            if not os.path.islink(os.path.join(root, name)):
+            if stat.S_ISREG(os.lstat(os.path.join(root, name)).st_mode):  # to open a pipe waits for who writes to it
                 _sync(Path(root, name))
         _sync(Path(root))
 

@@ -105,7 +105,8 @@ def write_shard(file: Path, units: Sequence[Unit], progress: Callable[[int], Non
         opened.write(header)
         for unit in units:
             for tensor, source in zip(unit.tensors, unit.make(), strict=True):
-                assert PlannedTensor.like(tensor.name, source) == tensor, f"{tensor} was planned"
+                if (found := PlannedTensor.like(tensor.name, source)) != tensor:
+                    raise AssertionError(f"{tensor} was planned, and {found} made")  # also under python -O
                 opened.seek(len(header) + offsets[tensor.name])
                 for chunk in _chunks(source):
                     opened.write(chunk)

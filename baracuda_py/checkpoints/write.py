@@ -331,7 +331,7 @@ def old_files(folder: Path) -> set[str]:
             folder, f"a folder that is overwritten must hold a checkpoint with {_SINGLE} or {_INDEX}",
             rule="overwrite", got=", ".join(others[:3]), fix="Name another folder, or move these files",
         )  # fmt: skip
-    return old
+    return old if _INDEX in old else set()  # a configuration alone may be anything's
 
 
 def _listed(folder: Path) -> set[str]:
@@ -357,7 +357,8 @@ def kept_files(folder: Folder) -> dict[str, Path]:
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    # In ASCII: a string of JSON may hold half of a surrogate pair, which UTF-8 has no bytes for.
+    file.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
 def _check_readable(made: Path, path: Path, layers: int) -> None:

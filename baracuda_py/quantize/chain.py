@@ -114,7 +114,10 @@ class Chain:
         parts = [weight_of(maker, part) for maker in makers for part in ("weight", "bias")]
         return cls(
             tuple(jobs),
-            {one.name: WrittenLayer.of(_placeholder(one, group_size, scales_element), format, None) for one in linears},
+            {
+                one.name: WrittenLayer.of(_placeholder(one, group_size, scales_element or _element(job)), format, None)
+                for job in jobs for one in job.linears
+            },
             tuple(tensors[name] for name in parts if name in tensors), tensors, calibration, group_size,
             device, reports,
         )  # fmt: skip
@@ -229,10 +232,13 @@ class Chain:
         yield from made.unit(False, {}).make()
 
 
-def _placeholder(linear: Linear, group_size: int, scales_element: ElementKind | None) -> PackedLayer:
+def _element(job: Job) -> ElementKind:
+    """Of the scales of a job's linears, which are made together: BF16 if one's weight is."""
+    return ElementKind.BF16 if any(one.weight.dtype == "BF16" for one in job.linears) else ElementKind.F16
+
+
+def _placeholder(linear: Linear, group_size: int, scales_element: ElementKind) -> PackedLayer:
     """The layer that quantising makes, with its tensors' types and shapes, and no data behind them."""
-    if scales_element is None:
-        scales_element = ElementKind.BF16 if linear.weight.dtype == "BF16" else ElementKind.F16
     sizes = Geometry(linear.ic, linear.oc, group_size)
     dtypes: dict[str, Any] = {"qweight": np.int32, "qzeros": np.int32, "scales": numpy_dtype(scales_element)}
     if linear.bias is not None:

@@ -186,7 +186,8 @@ def _check_target(target: Path, source: Folder, activations: str | os.PathLike[s
     """What is read must still be there when `target` is written."""
     there, root = Path(os.path.realpath(target)), Path(os.path.realpath(source.root))
     # In the folder of a source that is one file there may be anything.
-    if root.is_relative_to(there) or (source.path.is_dir() and there.is_relative_to(root)):
+    folders = [root, *(Path(os.path.realpath(file)).parent for file in source.files)]  # a file may be a link
+    if any(one.is_relative_to(there) for one in folders) or (source.path.is_dir() and there.is_relative_to(root)):
         raise CheckpointError(
             target, "a quantised checkpoint must be written apart from its source", rule="target",
             got=f"the source {source.path}", why="the weights cannot be had back from it",

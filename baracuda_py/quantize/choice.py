@@ -21,10 +21,10 @@ from baracuda_py.vocab.enums import ElementKind
 __all__ = ["Left", "Linear", "choose", "model_types", "weight_of"]
 
 _FLOATS = ("F16", "BF16", "F32")
-_EMBEDDINGS = ("re:.*embed", "wte", "wpe")
+_EMBEDDINGS = ("re:.*embed", "re:.*emb$", "wte", "wpe", "shared")
 # Left unless they are asked for: few weights, whose errors reach every output.
 _SENSITIVE = {
-    "a head": ("lm_head", "embed_out", "score", "classifier"),
+    "a head": ("re:.*lm_head$", "head", "embed_out", "score", "classifier"),
     "a router": ("gate", "router", "shared_expert_gate"),
     "a norm": ("re:.*norm",),
 }

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from baracuda_py.checkpoints.folder import Folder, numpy_dtype, read_tensor
 from baracuda_py.checkpoints.headers import HEADER_LIMIT, read_header
@@ -201,3 +201,10 @@ def test_a_file_that_shrinks_is_refused_when_it_is_read(tmp_path):
     with pytest.raises(CheckpointError, match="shrink") as raised:
         folder.read("t")
     assert (raised.value.file, raised.value.tensor) == (str(path), "t")
+
+
+def test_metadata_of_null_is_none_as_in_the_library(tmp_path):
+    text = b'{"__metadata__":null}'
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    assert read_header(tmp_path / "a.safetensors").metadata == {}
+    assert load_file(tmp_path / "a.safetensors") == {}

@@ -351,11 +351,18 @@ def test_whatever_is_raised_the_old_checkpoint_stays(exchange, layer_of, tmp_pat
 
 def test_what_somebody_still_writes_is_no_leftover(layer_of, tmp_path):
     (tmp_path / ".made.saving-dead").mkdir()
-    with new_folder(tmp_path / "made", overwrite=False, replaced=lambda folder: ()) as first:
-        (first / "a.txt").write_text("first")
-        save(tmp_path / "made", [layer_of()])
-        assert sorted(tmp_path.glob(".made*")) == [first], "the dead one is removed, the living one is not"
-    assert (tmp_path / "made" / "a.txt").read_text() == "first"
+
+    def meanwhile():
+        with new_folder(tmp_path / "made", overwrite=False, replaced=lambda folder: ()) as first:
+            (first / "a.txt").write_text("first")
+            save(tmp_path / "made", [layer_of()])
+            assert sorted(tmp_path.glob(".made*")) == [first], "the dead one is removed, the living one is not"
+
+    with pytest.raises(CheckpointError, match="must stay empty"):
+        meanwhile()
+    assert not (tmp_path / "made" / "a.txt").exists(), "who comes second replaces nothing unasked"
+    assert (tmp_path / "made" / "model.safetensors").exists()
+    assert not list(tmp_path.glob(".made*"))
 
 
 def test_only_what_belongs_to_the_old_checkpoint_is_replaced(layer_of, tmp_path):
@@ -581,3 +588,39 @@ def test_killed_at_any_call_a_writer_leaves_one_version_or_the_other(exchange, t
     events, rest = done.stdout.split(maxsplit=1)
     assert int(events) > 20, "the calls are seen"
     assert rest == "[0, 1] []\n", "both versions are found, and no leftovers"
+
+
+def test_a_configuration_alone_is_no_checkpoint_to_replace(layer_of, tmp_path):
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "config.json").write_text('{"my": "app"}')
+    with pytest.raises(CheckpointError, match="checkpoint") as refused:
+        save(app, [layer_of()], overwrite=True)
+    assert refused.value.rule == "overwrite"
+    assert (app / "config.json").read_text() == '{"my": "app"}'
+
+
+def test_what_comes_to_the_target_while_it_is_written_is_not_replaced(layer_of, tmp_path):
+    made = tmp_path / "made"
+
+    def somebody_else(_nbytes):
+        made.mkdir(exist_ok=True)
+        (made / "theirs").write_text("weights")
+
+    with pytest.raises(CheckpointError, match="must stay empty"):
+        save(made, [layer_of()], progress=somebody_else)
+    assert [path.name for path in made.iterdir()] == ["theirs"]
+    assert not list(tmp_path.glob(".made*"))
+
+
+def test_half_of_a_surrogate_pair_in_a_configuration_is_written(layer_of, tmp_path):
+    save(tmp_path / "made", [layer_of()], config=json.loads('{"note": "\\ud83d"}'))
+    assert json.loads((tmp_path / "made" / "config.json").read_text())["note"] == "\ud83d"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_that_is_kept_is_not_waited_for(layer_of, tmp_path):
+    save(tmp_path / "made", [layer_of()])
+    os.mkfifo(tmp_path / "made" / "pipe")
+    save(tmp_path / "made", [layer_of()], overwrite=True)
+    assert (tmp_path / "made" / "pipe").is_fifo()

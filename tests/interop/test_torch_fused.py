@@ -169,3 +169,16 @@ def test_projections_are_found_wherever_they_are():
     kinds = {type(layer.mlp.up_proj) for layer in model.layers} | {type(model.layers[0].attention.v_proj)}
     assert kinds == {AwqPart}
     assert type(model.layers[1].mlp.down_proj) is AwqLinear
+
+
+def test_what_changes_in_between_is_computed_anew():
+    block = Block()
+    expected = block.k_proj(torch.ones(2, IC).half())
+    fuse(block, NAMES)
+    x = torch.zeros(2, IC).half()
+    block.q_proj(x)
+    x += 1
+    torch.testing.assert_close(block.k_proj(x), expected, rtol=2e-3, atol=2e-3)
+    with torch.inference_mode():
+        block.q_proj(x)
+    assert not block.v_proj(x).is_inference()

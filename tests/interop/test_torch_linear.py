@@ -221,6 +221,21 @@ def test_a_gradient_is_refused_in_words():
         module(torch.randn(2, IC).half().requires_grad_())
 
 
+def test_whoever_records_operators_or_differentiates_them_sees_the_operator():
+    from torch.autograd import forward_ad
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    module, _ = filled()
+    x, other = torch.randn(2, IC).half(), torch.randn(2, IC).half()
+    expected = module(x), module(other)
+    recorded = make_fx(module)(x)
+    assert "int4_awq_gemm" in recorded.code
+    torch.testing.assert_close(recorded(other), expected[1])
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="gradient"):
+        module(forward_ad.make_dual(x, torch.ones_like(x)))
+    torch.testing.assert_close(module(x), expected[0])
+
+
 def test_what_does_not_fit_is_refused_by_name():
     module, _ = filled()
     with pytest.raises(InvalidProblem, match=f"must have {IC}"):
@@ -241,6 +256,7 @@ def test_a_cast_of_the_model_changes_no_weights(device):
         for cast in ("bfloat16", "float", "double", "half"):
             getattr(module, cast)()
             assert module.scales_element is bp.ElementKind.F16
+            assert module.bias is None or module.bias.dtype in (torch.float16, torch.bfloat16)
             close(module(x.bfloat16()), x.bfloat16(), w, module.bias)
         torch.testing.assert_close(module(x.half()), expected, rtol=1e-2, atol=1e-2)  # its bias was bf16
         close(module.repack_(bp.AwqWeightLayout.TILED)(x.half()), x.half(), w, module.bias)

@@ -224,3 +224,15 @@ def test_gradients_are_refused_still(launched):
     module(x)
     with pytest.raises(RuntimeError, match="no gradient"):
         module(x.requires_grad_())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_first_call_with_strided_rows_leaves_nothing_for_contiguous_ones(launched, layout):
+    module, w = filled(layout)
+    prefill = torch.randn(2, 7, IC).half()
+    close(module(prefill[:, -1:, :]), prefill[:, -1:, :], w, module.bias)  # as the head is given the last positions
+    step = torch.randn(2, 1, IC).half()
+    for _ in range(2):
+        close(module(step), step, w, module.bias)
+    assert launched, "contiguous ones are launched"
+    close(module(prefill[:, -1:, :]), prefill[:, -1:, :], w, module.bias)

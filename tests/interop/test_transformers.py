@@ -212,3 +212,34 @@ def test_from_pretrained_refuses_what_it_would_change(folders, hooked):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(Unsupported, match="gemm"):
         transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+
+
+def test_a_module_that_makes_its_own_buffers_keeps_the_weights_of_the_folder(tmp_path):
+    config = transformers.Gemma3TextConfig(**SIZES, head_dim=32, tie_word_embeddings=True)  # its embedding has a scale
+    model = dense(config)
+    model.generation_config.eos_token_id, model.generation_config.max_new_tokens = [7, 9], 5
+    model.save_pretrained(tmp_path / "dense")
+    quantize_checkpoint(tmp_path / "dense", tmp_path / "awq")
+    loaded = load_awq(tmp_path / "awq")
+    torch.testing.assert_close(loaded.model.embed_tokens.weight, model.model.embed_tokens.weight, rtol=0, atol=0)
+    assert float(loaded.model.embed_tokens.embed_scale) == float(model.model.embed_tokens.embed_scale)
+    read = checkpoints.open(tmp_path / "awq")
+    for name in read:
+        weight = torch.from_numpy(checkpoints.unpack(read[name]).weights().T.copy())
+        model.get_submodule(name).weight.data.copy_(weight)
+    assert error(loaded(PROMPT).logits, model(PROMPT).logits) < 5e-3
+    assert loaded.generation_config.eos_token_id == [7, 9]
+    assert loaded.generation_config.max_new_tokens == 5
+
+
+def test_a_buffer_that_the_folder_lacks_is_named(tmp_path):
+    dense(CONFIGS["llama"]()).save_pretrained(tmp_path / "dense")
+    quantize_checkpoint(tmp_path / "dense", tmp_path / "awq")
+
+    class Shifted(transformers.LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            self.register_buffer("shift", torch.full((96,), 3.0))
+
+    with pytest.raises(CheckpointError, match="shift"):
+        load_awq(tmp_path / "awq", model_class=Shifted)

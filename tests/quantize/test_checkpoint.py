@@ -208,6 +208,17 @@ def test_linears_that_share_an_input_need_its_activations_once(source, target, a
     assert (target / "model.safetensors").read_bytes() == (tmp_path / "few" / "model.safetensors").read_bytes()
 
 
+def test_linears_that_share_an_input_have_scales_of_one_type(source, target, activations):
+    tensors = tensors_of()
+    tensors[f"{K}.weight"] = tensors[f"{K}.weight"].astype(ml_dtypes.bfloat16)
+    quantize_checkpoint(source(tensors), target, activations=activations(tensors, (Q,)))
+    made = checkpoints.open(target)
+    assert {made[name].scales_element for name in (Q, K, V)} == {ElementKind.BF16}
+    for name in (Q, K, V):
+        folded = stored(target)[f"{FIRST}.weight"].astype(np.float64) / tensors[f"{FIRST}.weight"].astype(np.float64)
+        assert error(checkpoints.unpack(made[name]).weights().T * folded, tensors[f"{name}.weight"]) < 0.2
+
+
 def test_linears_without_activations_are_rounded(source, target, activations):
     tensors = tensors_of()
     made = quantize_checkpoint(source(tensors), target, activations=activations(tensors, (DOWN,)))
@@ -346,6 +357,10 @@ def test_what_cannot_be_packed_is_left_and_said(source, target):
         "model.layers.0.mlp.half.weight": np.ones((64, 128), ml_dtypes.float8_e4m3fn),
         "model.layers.0.mlp.positions": np.ones((64, 128), np.float16),
         "model.layers.0.mlp.some_norm.weight": np.ones((64, 128), np.float16),
+        "shared.weight": np.ones((64, 128), np.float16),
+        "model.layers.0.pos_emb.weight": np.ones((64, 128), np.float16),
+        "head.weight": np.ones((64, 128), np.float16),
+        "generator_lm_head.weight": np.ones((64, 128), np.float16),
     }
     made = quantize_checkpoint(source(tensors), target, skip=["re:.*k_proj"])
     why = {one.tensor.name.rpartition("model.layers.0.")[2].removesuffix(".weight"): one.why for one in made.left}
@@ -353,7 +368,8 @@ def test_what_cannot_be_packed_is_left_and_said(source, target):
         "mlp.narrow": "ic must be a multiple of group_size (96)", "mlp.odd": why["mlp.odd"],
         "mlp.gate": "a router", "mlp.experts": "3 axes", "mlp.half": "F8_E4M3, not F16, BF16 or F32",
         "mlp.positions": "not called weight", "mlp.some_norm": "a norm", "self_attn.k_proj": "skipped",
-        "lm_head": "a head", "model.embed_tokens": "an embedding",
+        "lm_head": "a head", "model.embed_tokens": "an embedding", "shared": "an embedding",
+        "pos_emb": "an embedding", "head": "a head", "generator_lm_head": "a head",
     }  # fmt: skip
     assert "oc must be a multiple of 8" in why["mlp.odd"]
     assert len(checkpoints.open(target)) == 6
@@ -441,6 +457,10 @@ def test_the_source_and_the_activations_outlive_the_target(source, target, activ
             plan_quantize(model, name, overwrite=True)
         assert refused.value.rule == "target"
     assert (folder / "model.safetensors").exists()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="apart from its source"):
+        plan_quantize(tmp_path / "linked" / "model.safetensors", folder, overwrite=True)
     plan_quantize(folder / "model.safetensors", folder / "inner")
     quantize_checkpoint(folder, target)
     for name, refuses in (("model-00001-of-00001.safetensors", True), ("acts.safetensors", False)):

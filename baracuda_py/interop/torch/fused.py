@@ -28,12 +28,14 @@ class _Results(threading.local):
 
     def __init__(self) -> None:
         self._input: Any = None
+        self._state: Any = None
         self._parts: list[Any] = []
 
     def take(self, whole: AwqLinear, sizes: Sequence[int], index: int, x: Any) -> Any:
         """Part `index` of `whole(x)`, computed unless an earlier part of the same tensor's was."""
-        if self._input is not x or self._parts[index] is None:
-            self._input, self._parts = x, list(whole(x).split(sizes, -1))
+        state = _state(x)
+        if self._input is not x or self._state != state or self._parts[index] is None:
+            self._input, self._state, self._parts = x, state, list(whole(x).split(sizes, -1))
         part, self._parts[index] = self._parts[index], None
         if not any(other is not None for other in self._parts):
             self._input = None
@@ -43,11 +45,17 @@ class _Results(threading.local):
         return _Results, ()  # of a copy, and of a file, nothing has been computed
 
 
+def _state(x: Any) -> tuple[Any, ...]:
+    """What makes a result another one, or of no use: a change of the tensor, another stream, another mode."""
+    stream = torch._C._cuda_getCurrentRawStream(x.device.index) if x.is_cuda else 0
+    return None if x.is_inference() else x._version, torch.is_inference_mode_enabled(), stream
+
+
 class AwqPart(torch.nn.Module):
     """Some output features of an `AwqLinear`, in the place of the layer that had them alone; made by `fuse`.
 
-    Parts must be given the same tensor, not changed in between, one after another. What they give are views of one
-    result, with its row stride.
+    Parts that are given the same tensor one after another, unchanged and on one stream, share one product. What they
+    give are views of it, with its row stride. Under `torch.compile` each computes the whole layer.
 
     Attributes:
         whole: the `AwqLinear`; a submodule of the first part only, so that walks over the model find it once.
@@ -65,7 +73,7 @@ class AwqPart(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         """y (..., out_features) of x (..., in_features)."""
-        if torch.compiler.is_compiling():  # which finds common subexpressions itself
+        if torch.compiler.is_compiling():  # which cannot follow what a thread keeps
             return self.whole(x).split(self._sizes, -1)[self._index]
         return self._results.take(self.whole, self._sizes, self._index, x)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from torch.autograd import forward_ad
 
 import baracuda_py as bp
 from baracuda_py.errors import InvalidProblem
@@ -180,8 +181,11 @@ class AwqLinear(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         """y (..., out_features) of x (..., in_features)."""
-        if torch.compiler.is_compiling():
-            return self._operator(x)
+        if (
+            torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+            or torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0
+        ):  # fmt: skip
+            return self._operator(x)  # whoever records operators, or differentiates them, sees no launch
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("AwqLinear has no gradient: run it under torch.no_grad(), or detach its input")
         checked = self._checked
@@ -234,7 +238,8 @@ class AwqLinear(torch.nn.Module):
         made = output if x.dim() == 2 else output.view(*x.shape[:-1], self.out_features)
         key = x.shape, x.dtype, x.device, type(x)
         if self._checked is None or key not in self._checked[-1] or self._changed(self._checked):
-            launch = plan.relocatable(args, workspace, overlap=self.overlap)
+            # A launch has the row stride of the call that it was made of; those that take it have none of their own.
+            launch = plan.relocatable(args, workspace, overlap=self.overlap) if flat.is_contiguous() else None
             if launch is not None:
                 sort = self._sort(), self.overlap, self.fp8_rows, self.qweight.device
                 launches = kept.launches.setdefault(sort, {})
@@ -277,8 +282,10 @@ class AwqLinear(torch.nn.Module):
         return {**self.__dict__, "_checked": None}  # launches are this process's
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        scales = self.scales
+        scales, bias = self.scales, self.bias
         super()._apply(fn, recurse)
+        if bias is not None and self.bias.dtype not in (torch.float16, torch.bfloat16):
+            self.bias = self.bias.to(bias.dtype)
         if scales is not None and self.scales.dtype != scales.dtype:
             self.scales = scales.to(self.scales.device)
         self._checked = None

@@ -79,12 +79,12 @@ def load_awq(
     device = torch.device("cpu" if device is None else device)
 
     places = _with_experts(model, checkpoint)
+    _make_buffers(model, device)  # first: a module that makes its buffers makes its parameters anew, too
     for name in checkpoint:
         _put_layer(model, checkpoint, name, places, device, layout)
     fused: dict[str, set[ExpertMatrix]] = {}
     for header in checkpoint.plain_headers.values():
         _put_tensor(model, checkpoint, header, places, device, fused)
-    _make_buffers(model, device)
     model.tie_weights()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     missing += [name for name, buffer in model.named_buffers() if buffer.is_meta]
@@ -96,6 +96,8 @@ def load_awq(
         )  # fmt: skip
     if fuse:
         fuse_projections(model)
+    if (Path(path) / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(str(path), local_files_only=True)
     return model.requires_grad_(False).eval()
 
 
@@ -199,7 +201,7 @@ def _module(model: Any, name: str) -> Any:
 def _make_buffers(model: Any, device: Any) -> None:
     """Buffers that are no part of a checkpoint (rotary frequencies) are computed by the model itself."""
     for module in model.modules():
-        empty = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
+        empty = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
         for name in empty:
             module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
         if empty:

@@ -118,7 +118,8 @@ def _host(desc: SoftmaxDescriptor, input: Any, output: Any) -> None:
         walked += 1
     with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
         for index in np.ndindex(source.shape[:walked]):
-            x = source[index].astype(wide)
+            # The axis contiguous: along others NumPy adds one by one, not in pairs, and a long sum loses digits.
+            x = source[index].astype(wide, order="C")
             x -= x.max(axis=-1, keepdims=True)
             exps = np.exp(x)
             total = exps.sum(axis=-1, keepdims=True)
