@@ -17,6 +17,8 @@ from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 __all__ = ["Checkpoint", "open_checkpoint"]
 
 _NEAR_NAMES = 5  # listed when a layer is not found
+# Linears behind an activation that AutoAWQ scales, as it knows them.
+_BEHIND_ACTIVATIONS = {"c_proj", "dense_4h_to_h", "down_proj", "fc2", "fc_out"}
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -131,9 +133,15 @@ class Checkpoint(Mapping[str, PackedLayer]):
 
         Source: AutoAWQ, awq/modules/act.py.
         """
-        beside = self._activations.get(name.rpartition(".")[0], [])
+        parent, _, last = name.rpartition(".")
+        beside = self._activations.get(parent, [])
         fitting = [header for header in beside if header.shape == (ic,)]
-        return fitting[0] if len(fitting) == 1 else None
+        if not fitting:
+            return None
+        # Where both layers of a block have as many inputs, the one behind the activation is told by its name.
+        readers = {module.rpartition(".")[2] for module in self._modules if module.rpartition(".")[0] == parent}
+        readers &= _BEHIND_ACTIVATIONS
+        return fitting[0] if len(fitting) == 1 and (last in readers or not readers) else None
 
     def _missing(self, name: str) -> CheckpointError:
         known = list(self._modules)

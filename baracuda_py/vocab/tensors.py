@@ -93,7 +93,8 @@ class TensorRef:
         """View `source`.
 
         Args:
-            source: a TensorRef, NumPy array, torch tensor, or object with `__cuda_array_interface__` / `__dlpack__`.
+            source: a TensorRef, NumPy array, torch tensor, or object with `__cuda_array_interface__` or `__dlpack__`.
+                The stream that a `__cuda_array_interface__` names is not waited for.
             name: the argument's name, for messages.
             stream: the CUDA stream that will use it; DLPack producers (JAX) order their pending work before it.
 

@@ -243,3 +243,16 @@ def test_act_scales_belong_to_the_layer_beside_them_whose_inputs_they_fit(beside
     )["m.0.mlp.down"]
     assert (layer.act_scales is not None) is found
     assert layer.act_scales_name == ("m.0.mlp.act.scales" if found else "")
+
+
+def test_of_two_layers_that_fit_the_one_behind_the_activation_has_its_scales(tmp_path):
+    made = {}
+    for name in ("m.0.mlp.fc1", "m.0.mlp.fc2"):
+        made |= {f"{name}.{part}": tensor for part, tensor in packed("awq_gemm", weight(4, 64, 64, 32)).items()}
+    made["m.0.mlp.act.scales"] = by_hand.Tensor("F16", np.ones(64, "<f2").view("<u2"))
+    write(tmp_path, "awq_gemm", weight(4, 64, 64, 32), name="m.0.mlp.fc1")  # its configuration
+    by_hand.write_safetensors(tmp_path / "model.safetensors", made)
+    model = checkpoints.open(tmp_path)
+    assert {name: model[name].act_scales_name for name in model} == {
+        "m.0.mlp.fc1": "", "m.0.mlp.fc2": "m.0.mlp.act.scales",
+    }  # fmt: skip
