@@ -271,6 +271,19 @@ def test_a_registry_of_ones_own_its_workspaces_and_its_errors():
     np.testing.assert_array_equal(operators.toy(X), 2 * X)  # the process goes on
 
 
+def test_a_program_runs_where_a_kernel_that_needs_more_memory_would_be_selected():
+    registry = new_registry()
+    registry.register_backend(REGISTRY.backend("host"))
+    operators = bjax.Operators(registry, "baracuda_landed")
+    kernels = [ToyKernel("plain", cost=1.0), ToyKernel("lent", cost=2.0, workspace_nbytes=1000)]
+    op = registry.register(toy_op("toy", kernels))
+    program = jax.jit(operators.toy).lower(X).compile()
+    registry._estimate = lambda _op, kernel, *_: float(kernel.sku.variant != "lent")
+    registry._memo = {}
+    assert registry.select(op.descriptor(*X.shape), "host").sku.variant == "lent"
+    np.testing.assert_array_equal(program(X), 2 * X)
+
+
 def test_a_call_outside_every_jit_is_compiled_all_the_same():
     with jax.disable_jit():
         np.testing.assert_allclose(bjax.ops.softmax(X), softmax(X), rtol=1e-5)

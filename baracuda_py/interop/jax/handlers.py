@@ -10,13 +10,13 @@ import ctypes
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from typing import Any, Self
 
 from attrs import field, frozen
 
-from baracuda_py.errors import InvalidProblem
+from baracuda_py.errors import InvalidProblem, NoKernel
 from baracuda_py.interop.jax.frames import Frame
 from baracuda_py.interop.signatures import Signature
 from baracuda_py.plan import Plan
@@ -75,8 +75,13 @@ class Problem:
         pinned = PlanPreference(sku=registry.kernel(told["sku"]).sku) if "sku" in told else None
         return cls(op, from_fields(op.descriptor, told["descriptor"]), pinned)
 
-    def run(self, plan: Plan, frame: Frame, stream: int, device: int) -> None:
-        """Enqueue the plan on the memory that XLA gave."""
+    def run(self, registry: Registry[Plan], where: Device, frame: Frame, stream: int, device: int) -> None:
+        """Enqueue it on the memory that XLA gave.
+
+        A saved program lends what the kernel needed that was selected where it was made. Where another one would be
+        taken now that needs more, the best that makes do is.
+        """
+        plan = registry.select(self.descriptor, where, self.preference)
         arguments, results = frame.arguments(device), frame.results(device)
         lent = results[len(self.outputs) :]
         tensors: dict[str, Any] = {spec.name: None for spec in self.op.specs}
@@ -89,6 +94,9 @@ class Problem:
                 )
             tensors[spec.name] = view
         workspace = Workspace(lent[0].pointer, lent[0].span_bytes, device) if lent else Workspace.NONE
+        if plan.workspace_size > workspace.nbytes and self.preference is None:
+            with suppress(NoKernel):  # then the error is that the workspace is too small
+                plan = registry.select(self.descriptor, where, PlanPreference(max_workspace_bytes=workspace.nbytes))
         plan.run(stream, workspace, self.op.args(**tensors))
 
 
@@ -107,8 +115,7 @@ def on_the_host(registry: Registry[Plan]) -> Callable[[Frame], None]:
     def call(frame: Frame) -> None:
         with _usual_arithmetic():
             problem = read(frame.only_attribute())
-            plan = registry.select(problem.descriptor, HOST, problem.preference)
-            problem.run(plan, frame, 0, HOST_MEMORY)
+            problem.run(registry, HOST, frame, 0, HOST_MEMORY)
 
     return call
 
@@ -123,8 +130,7 @@ def on_cuda(registry: Registry[Plan]) -> Callable[[Frame], None]:
 
     def call(frame: Frame) -> None:
         problem, ordinal = read(frame.only_attribute()), frame.ordinal()
-        plan = registry.select(problem.descriptor, device_of(ordinal), problem.preference)
-        problem.run(plan, frame, frame.stream(), ordinal)
+        problem.run(registry, device_of(ordinal), frame, frame.stream(), ordinal)
 
     return call
 
