@@ -99,10 +99,16 @@ class QuantizationConfig:
 
         Raises:
             CheckpointError: no rule or several rules fit, or patterns of targets take too long.
-            UnsupportedCheckpoint: weights that are not read, such as 8-bit ones.
+            UnsupportedCheckpoint: weights that are not read, such as 8-bit ones; patterns that could take forever.
         """
         found = self.rules
         if len(found) > 1:
+            for pattern in (pattern for targets in self.targets for pattern in targets.unread):
+                raise UnsupportedCheckpoint(
+                    self.file, "a pattern of targets must be one that is matched in a short time", tensor=module,
+                    rule="pattern", got=f"{pattern[:64]!r}",
+                    why="it may repeat three things without a bound, and no group",
+                )  # fmt: skip
             named = [rule for rule, targets in zip(found, self.targets, strict=True) if targets.match(module)]
             # What is left are class names such as "Linear", and every packed layer is a linear layer.
             found = tuple(named or [rule for rule in found if "Linear" in rule.targets])

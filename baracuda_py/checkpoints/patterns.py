@@ -12,6 +12,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterable
+from functools import cached_property
 
 from baracuda_py.errors import CheckpointError
 
@@ -34,6 +35,11 @@ class Patterns:
         self._sources = [entry[len(_REGEX) :] for entry in entries if entry.startswith(_REGEX)]
         self._compiled: list[re.Pattern[str]] | None = None
         self._seconds = 0.0
+
+    @cached_property
+    def unread(self) -> tuple[str, ...]:
+        """Regular expressions that match nothing because they could take forever."""
+        return tuple(source for source in self._sources if len(source) > _LENGTH_LIMIT or not _ends_soon(source))
 
     def match(self, module: str) -> bool:
         """Whether an entry names `module`.

@@ -146,6 +146,17 @@ def test_several_config_groups_apply_by_name(tmp_path):
         opened(tmp_path, settings, format="compressed_tensors")[NAME]
 
 
+def test_a_pattern_of_a_group_that_is_not_matched_takes_no_other_groups_rule(tmp_path):
+    settings = compressed()
+    settings["config_groups"] = {
+        "a": {"targets": ["re:.*model.*up.*proj.*"], "weights": {"num_bits": 4, "group_size": 32}},
+        "b": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 64}},
+    }
+    with pytest.raises(UnsupportedCheckpoint, match=r"matched in a short time.*up\.\*proj") as refused:
+        opened(tmp_path, settings, format="compressed_tensors")[NAME]
+    assert refused.value.rule == "pattern"
+
+
 def test_the_headers_decide_over_the_skip_list(tmp_path):
     checkpoint = opened(tmp_path, {**AWQ, "modules_to_not_convert": ["up_proj"]})
     assert set(checkpoint) == {NAME}
