@@ -110,14 +110,27 @@ def test_copies_share_their_weights_among_themselves_alone():
             assert torch.equal(found, wanted)
 
 
-def test_compiled_it_is_one_graph_with_the_same_result():
-    block = Block()
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)])
+def test_compiled_it_is_one_graph_of_one_product_with_the_same_result(monkeypatch, backend, dynamic):
+    products = []
+    run = bp.Plan.run
+    monkeypatch.setattr(bp.Plan, "run", lambda plan, *given: (products.append(plan.op.name), run(plan, *given))[1])
+    device = "cuda" if backend == "inductor" else "cpu"  # for the CPU it wants a compiler
+    block = Block(device=device)
     fuse(block, NAMES)
-    x = torch.randn(2, IC).half()
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=backend, dynamic=dynamic)
     with torch.inference_mode():
-        for found, wanted in zip(compiled(x), block(x), strict=True):
-            assert torch.equal(found, wanted)
+        for rows in (2, 2, 3):
+            x = torch.randn(rows, IC, device=device).half()
+            products.clear()
+            made = compiled(x)
+            assert products == ["int4_awq_gemm"]
+            for found, wanted in zip(made, block(x), strict=True):
+                assert torch.equal(found, wanted)
+    assert block.q_proj._traced.input is None
+    assert not block.q_proj._traced.parts
+    assert copy.deepcopy(block).k_proj._traced is not block.k_proj._traced
 
 
 @pytest.mark.parametrize(

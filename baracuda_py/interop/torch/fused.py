@@ -23,6 +23,23 @@ __all__ = ["AwqPart", "fuse", "fuse_projections"]
 _SIBLINGS = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")  # as transformers names them
 
 
+class _Traced:
+    """As `_Results`, of a call that a compiler traces: a plain object, which it can follow; between calls, empty."""
+
+    def __init__(self) -> None:
+        self.input: Any = None
+        self.parts: list[Any] = []
+
+    def take(self, whole: AwqLinear, sizes: Sequence[int], index: int, x: Any) -> Any:
+        if self.input is not x or self.parts[index] is None:
+            self.input, self.parts = x, list(whole(x).split(sizes, -1))
+        part = self.parts[index]
+        self.parts[index] = None
+        if all(other is None for other in self.parts):
+            self.input, self.parts = None, []
+        return part
+
+
 class _Results(threading.local):
     """What this thread's last call of the whole layer made, until every part of it has been handed out."""
 
@@ -55,17 +72,19 @@ class AwqPart(torch.nn.Module):
     """Some output features of an `AwqLinear`, in the place of the layer that had them alone; made by `fuse`.
 
     Parts that are given the same tensor one after another, unchanged and on one stream, share one product. What they
-    give are views of it, with its row stride. Under `torch.compile` each computes the whole layer.
+    give are views of it, with its row stride.
 
     Attributes:
         whole: the `AwqLinear`; a submodule of the first part only, so that walks over the model find it once.
         in_features, out_features: as of `AwqLinear`.
     """
 
-    def __init__(self, whole: AwqLinear, sizes: tuple[int, ...], index: int, results: _Results) -> None:
+    def __init__(
+        self, whole: AwqLinear, sizes: tuple[int, ...], index: int, results: _Results, traced: _Traced
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features = whole.in_features, sizes[index]
-        self._sizes, self._index, self._results = sizes, index, results
+        self._sizes, self._index, self._results, self._traced = sizes, index, results, traced
         if index == 0:
             self.whole = whole
         else:
@@ -73,8 +92,8 @@ class AwqPart(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         """y (..., out_features) of x (..., in_features)."""
-        if torch.compiler.is_compiling():  # which cannot follow what a thread keeps
-            return self.whole(x).split(self._sizes, -1)[self._index]
+        if torch.compiler.is_compiling():
+            return self._traced.take(self.whole, self._sizes, self._index, x)
         return self._results.take(self.whole, self._sizes, self._index, x)
 
     def extra_repr(self) -> str:
@@ -107,9 +126,9 @@ def fuse(parent: Any, names: Sequence[str]) -> AwqLinear:
         setattr(whole, name, None if parts[0] is None else torch.cat(parts, along))
     whole._scales_element = first.scales_element
     whole.overlap, whole.fp8_rows = all(layer.overlap for layer in layers), first.fp8_rows
-    results = _Results()
+    results, traced = _Results(), _Traced()
     for index, name in enumerate(names):
-        setattr(parent, name, AwqPart(whole, sizes, index, results))
+        setattr(parent, name, AwqPart(whole, sizes, index, results, traced))
     return whole
 
 
