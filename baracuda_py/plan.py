@@ -210,16 +210,15 @@ class Plan:
         self, stream: Any, workspace: Workspace, args: Any
     ) -> tuple[Executable | None, int, list[TensorRef | None]]:
         executable = self._executable
+        if executable is None and self.device.dry:
+            raise Unsupported(
+                self.op.name, "a dry-run plan cannot run", rule="dry run", got=str(self.device),
+                fix="Select without a device name, on a machine that has such a GPU",
+            )  # fmt: skip
+        self._check_ready(workspace)
         if executable is None:
-            if self.device.dry:
-                raise Unsupported(
-                    self.op.name, "a dry-run plan cannot run", rule="dry run", got=str(self.device),
-                    fix="Select without a device name, on a machine that has such a GPU",
-                )  # fmt: skip
-            self._check_ready(workspace)
             self._views(args, workspace, 0)
             return None, 0, []
-        self._check_ready(workspace)
         handle = self._handle(stream, args)
         return executable, handle, self._views(args, workspace, handle)
 

@@ -14,8 +14,6 @@ import argparse
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -30,7 +28,7 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 import _gpu_launches  # noqa: E402
-from machine import gpu_environment, gpu_results, write_result  # noqa: E402
+from machine import gpu_environment, gpu_results, run_within, write_result  # noqa: E402
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SLOWEST = 10
@@ -129,16 +127,8 @@ def _sanitize(program: str, tool: str, shard: int, shards: int) -> dict[str, Any
     command += [str(HERE / "_sanitized.py"), f"{shard}/{shards}"]
     if tool == "racecheck":  # racecheck now and then reports races within one of cuBLASLt's kernels
         command.append("--ours")
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
-    )
-    try:
-        text, _ = process.communicate(timeout=SANITIZER_LIMIT_S)
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)  # the tool's child too, which would go on using the GPU
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        text, _ = process.communicate()
+    status, text = run_within(command, SANITIZER_LIMIT_S, cwd=ROOT)
+    if status is None:
         return {
             "status": "failed", "errors": 0, "calls": 0, "duration_s": SANITIZER_LIMIT_S,
             "output": f"{_excerpt(text)}\nnot done after {SANITIZER_LIMIT_S} s",
@@ -146,10 +136,10 @@ def _sanitize(program: str, tool: str, shard: int, shards: int) -> dict[str, Any
     # "ERROR SUMMARY: 0 errors", or "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
     found = re.findall(r"SUMMARY: (\d+) (?:errors?|hazards? displayed)", text)
     calls = re.findall(r"^calls: (\d+)$", text, re.MULTILINE)
-    ran = process.returncode in (0, FOUND) and bool(found) and bool(calls)
+    ran = status in (0, FOUND) and bool(found) and bool(calls)
     errors = sum(map(int, found))
     return {
-        "status": ("clean" if errors == 0 and process.returncode == 0 else "errors") if ran else "failed",
+        "status": ("clean" if errors == 0 and status == 0 else "errors") if ran else "failed",
         "errors": errors,
         "calls": sum(map(int, calls)),
         "duration_s": round(time.perf_counter() - start, 1),

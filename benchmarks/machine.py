@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from baracuda_py.bench.environment import COMMIT, environment
 from baracuda_py.bench.environment import versions as packages
 from baracuda_py.tuning import slug
 
-__all__ = ["commit", "gpu_environment", "gpu_results", "packages", "slug", "write_result"]
+__all__ = ["commit", "gpu_environment", "gpu_results", "packages", "run_within", "slug", "write_result"]
 
 ROOT = Path(__file__).resolve().parent
 _PACKAGES = ("cuda-bindings", "numpy", "ml_dtypes", "attrs", "pytest", "hypothesis", "torch", "nvmath-python")
@@ -50,6 +51,24 @@ def gpu_environment() -> dict[str, Any]:
 def gpu_results() -> Path:
     """Folder for results of the current GPU."""
     return ROOT / "results" / slug(_current_gpu().name)
+
+
+def run_within(command: list[str], limit_s: float, **options: Any) -> tuple[int | None, str]:
+    """Run a command in a session of its own; its exit status, None if it was stopped at the limit, and what it printed.
+
+    Its children are stopped with it, which would go on using the GPU; so they are where this is interrupted.
+    """
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
+    )
+    try:
+        printed, _ = process.communicate(timeout=limit_s)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        return None, process.communicate()[0]
+    return process.returncode, printed
 
 
 def write_result(path: Path, record: dict[str, Any]) -> Path:

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
 
 from attrs import frozen
-from machine import commit
+from machine import commit, run_within
 
 from baracuda_py.bench.environment import COMMIT
 
@@ -109,22 +107,12 @@ def _run(step: Step) -> str:
     """How a script ended; what it printed is shown if it failed."""
     start = time.monotonic()
     command = [sys.executable, str(HERE / step.script), *step.arguments]
-    script = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        printed, _ = script.communicate(timeout=step.limit_s)
-    except BaseException as error:
-        os.killpg(script.pid, signal.SIGKILL)  # its children too, which would go on using the GPU
-        if not isinstance(error, subprocess.TimeoutExpired):  # such as Ctrl-C, which a session of its own does not get
-            raise
-        print(script.communicate()[0][-4000:], file=sys.stderr)
-        return f"stopped after {step.limit_s:.0f} s"
+    status, printed = run_within(command, step.limit_s)
     took = f"{time.monotonic() - start:.0f} s"
-    if script.returncode:
-        print(printed[-4000:], file=sys.stderr)
-        return f"ended with {script.returncode} after {took}"
-    return f"done in {took}"
+    if status == 0:
+        return f"done in {took}"
+    print(printed[-4000:], file=sys.stderr)
+    return f"stopped after {step.limit_s:.0f} s" if status is None else f"ended with {status} after {took}"
 
 
 def _pack(archive: Path, since: float) -> None:

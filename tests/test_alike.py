@@ -11,6 +11,7 @@ import pytest
 import baracuda_py as bp
 from baracuda_py.errors import BaracudaError
 from baracuda_py.plan import new_registry
+from baracuda_py.testing.toys import ToyKernel, toy_op
 
 torch = pytest.importorskip("torch")
 
@@ -171,7 +172,7 @@ def test_a_contiguous_tensor_with_a_pending_sign_is_not_alike():
     assert negated.is_neg()
     plan = after_a_call()
     assert alike(plan, tensors(activation=negated)) is None
-    with pytest.raises(BaracudaError):
+    with pytest.raises(BaracudaError, match="pending"):
         plan.run(None, bp.Workspace.NONE, tensors(activation=negated))
 
 
@@ -182,3 +183,19 @@ def test_a_sparse_tensor_of_the_same_shape_is_refused_by_its_name():
     assert alike(plan, sparse) is None
     with pytest.raises(BaracudaError, match="activation"):
         plan.run(None, bp.Workspace.NONE, sparse)
+
+
+@pytest.mark.parametrize("pending", ["conj", "_neg_view"])
+def test_a_complex_tensor_with_a_pending_sign_is_not_alike(pending):
+    op = toy_op("complex", [ToyKernel("host", bp.ElementKind.COMPLEX32, function=lambda desc, x, y: None)])
+    registry = new_registry()
+    registry.register_backend(bp.default_registry().backend("host"))
+    registry.register(op)
+    plan = registry.select(op.descriptor(2, element=bp.ElementKind.COMPLEX32), "host")
+    x, y = torch.view_as_complex(torch.randn(2, 4, 2)), torch.zeros(2, 4, dtype=torch.complex64)
+    plan.run(None, bp.Workspace.NONE, op.args(x, y))
+    assert alike(plan, op.args(x.clone(), y)) is not None
+    turned = getattr(torch if pending == "_neg_view" else torch.Tensor, pending)(x)
+    assert alike(plan, op.args(turned, y)) is None
+    with pytest.raises(BaracudaError, match="pending"):
+        plan.run(None, bp.Workspace.NONE, op.args(turned, y))

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import signal
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -97,13 +98,13 @@ def test_what_interrupts_ends_the_script_and_its_children(on_gpu, tmp_path, monk
     script(tmp_path, "stuck", STUCK)
     started = []
 
-    class Interrupted(on_gpu.subprocess.Popen):
+    class Interrupted(subprocess.Popen):
         def communicate(self, *words, **named):
             started.append(self)
             self.stdout.readline()  # it has begun
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(on_gpu.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(on_gpu, monkeypatch, [("stuck", 60)])
     assert started[0].wait(timeout=10) == -signal.SIGKILL

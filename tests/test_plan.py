@@ -363,7 +363,8 @@ def test_the_stride_of_an_axis_of_one_element_does_not_count():
     plan = bp.select(desc, "host")
     a = np.random.default_rng(0).standard_normal((5, 4, 16), np.float32).transpose(1, 0, 2)[:, :1]
     assert a.strides[0] < a.strides[1]
-    b, output = np.ones(desc.b_shape, np.float32), np.empty(desc.output_shape, np.float32)
+    b = np.random.default_rng(1).standard_normal(desc.b_shape, np.float32)
+    output = np.full(desc.output_shape, np.nan, np.float32)
     plan.run(None, bp.Workspace.NONE, plan.op.args(a=a, b=b, bias=None, output=output))
     np.testing.assert_allclose(output, a @ b, rtol=1e-5, atol=1e-5)
 

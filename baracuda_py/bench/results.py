@@ -210,8 +210,7 @@ class Results:
             InvalidProblem: it may not.
         """
         for name in _SAME:
-            before, now = self.environment.get(name), environment.get(name)
-            if before != now and not (isinstance(before, list) and sorted(before) == sorted(now or [])):
+            if self.environment.get(name) != environment.get(name):
                 raise InvalidProblem(
                     str(where), f"the cells of a file must be measured alike, and its {name} differs", rule=name,
                     value=environment.get(name), why=f"it holds {self.environment.get(name)!r}",

@@ -65,8 +65,10 @@ def new_folder(path: Path, *, overwrite: bool, replaced: Callable[[Path], Collec
             yield made
             if in_place:
                 _fill(made, target, path)
+            elif overwrite:
+                _replace(made, target, replaced)
             else:
-                _replace(made, target, replaced, path if not overwrite else None)
+                _place(made, target, path)
         finally:
             # The new folder if something failed; the old one, if there was one, after an exchange.
             shutil.rmtree(made, ignore_errors=True)
@@ -85,13 +87,29 @@ def _writable(path: Path) -> Iterator[None]:
         raise CheckpointError(path, "a folder to write to must be writable", rule="target", why=str(error)) from error
 
 
-def _replace(made: Path, target: Path, replaced: Callable[[Path], Collection[str]], path: Path | None) -> None:
-    """`made`, with what is kept of `target`, at the place of `target`; with `path`, only if nothing has come there."""
-    if path is not None:
-        _sync_tree(made)
-        _put_where_nothing_is(made, target, path)
-        _sync(target.parent)
-        return
+def _place(made: Path, target: Path, path: Path) -> None:
+    """`made` at the place of `target`, which is absent or empty: in one step, which fails if it has been filled."""
+    _sync_tree(made)
+    try:
+        if target.is_dir():
+            shutil.copymode(target, made)
+            if os.name != "posix":
+                target.rmdir()
+        os.rename(made, target)
+    except OSError:
+        _check_empty(os.listdir(target) if target.is_dir() else (), path)
+        raise
+    _sync(target.parent)
+
+
+def _check_empty(names: Collection[str], path: Path) -> None:
+    if names:
+        got = ", ".join(sorted(names)[:3])
+        raise CheckpointError(path, "a folder to write to must stay empty", rule="overwrite", got=got)
+
+
+def _replace(made: Path, target: Path, replaced: Callable[[Path], Collection[str]]) -> None:
+    """`made`, with what is kept of `target`, at the place of `target`."""
     if target.is_dir():
         shutil.copymode(target, made)
         old = replaced(target)
@@ -105,9 +123,7 @@ def _replace(made: Path, target: Path, replaced: Callable[[Path], Collection[str
 
 def _fill(made: Path, target: Path, path: Path) -> None:
     """What is in `made`, a folder in `target`, in `target` itself; nothing of it if that fails."""
-    others = sorted({*os.listdir(target)} - {made.name})
-    if others:
-        raise CheckpointError(path, "a folder to write to must stay empty", rule="overwrite", got=", ".join(others[:3]))
+    _check_empty({*os.listdir(target)} - {made.name}, path)
     _sync_tree(made)
     names = sorted(os.listdir(made), key=lambda name: (name == _LAST, name))
     try:
@@ -254,22 +270,6 @@ def _link(old: str | Path, new: str | Path) -> None:
         os.link(old, new, follow_symlinks=False)
     except (OSError, NotImplementedError):
         shutil.copy2(old, new, follow_symlinks=False)
-
-
-def _put_where_nothing_is(made: Path, target: Path, path: Path) -> None:
-    """As `_put`, where `target` is absent or empty: in one step, which fails if somebody has filled it meanwhile."""
-    try:
-        if os.path.isdir(target):
-            shutil.copymode(target, made)
-            if os.name != "posix":
-                os.rmdir(target)
-        os.rename(made, target)
-    except OSError:
-        if os.path.isdir(target) and (there := sorted(os.listdir(target))):
-            raise CheckpointError(
-                path, "a folder to write to must stay empty", rule="overwrite", got=", ".join(there[:3])
-            ) from None
-        raise
 
 
 def _put(made: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from attrs import field, frozen
 
 from baracuda_py.checkpoints.folder import Folder
-from baracuda_py.checkpoints.patterns import Patterns
+from baracuda_py.checkpoints.patterns import READ, Patterns
 from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 
 __all__ = ["QuantizationConfig", "WeightRule", "read_config"]
@@ -106,8 +106,7 @@ class QuantizationConfig:
             for pattern in (pattern for targets in self.targets for pattern in targets.unread):
                 raise UnsupportedCheckpoint(
                     self.file, "a pattern of targets must be one that is matched in a short time", tensor=module,
-                    rule="pattern", got=f"{pattern[:64]!r}",
-                    why="it may repeat three things without a bound, and no group",
+                    rule="pattern", got=f"{pattern[:64]!r}", why=READ,
                 )  # fmt: skip
             named = [rule for rule, targets in zip(found, self.targets, strict=True) if targets.match(module)]
             # What is left are class names such as "Linear", and every packed layer is a linear layer.

@@ -143,7 +143,9 @@ def read_header(file: Path) -> SafetensorsHeader:
     if text[-1:] not in b"} \t\r\n":
         raise _invalid(file, "the header must be a JSON object, padded with spaces", "json", got=repr(bytes(text[-8:])))
     found = parse_json(file, text)
-    metadata = found.pop("__metadata__", None) or {}  # null is none, as in the safetensors library
+    metadata = found.pop("__metadata__", None)
+    if metadata is None:  # null is none, as in the safetensors library
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _invalid(file, "__metadata__ must map strings to strings", "metadata")
     data_start = _LENGTH_BYTES + length

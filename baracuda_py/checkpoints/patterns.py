@@ -16,11 +16,15 @@ from functools import cached_property
 
 from baracuda_py.errors import CheckpointError
 
-__all__ = ["Patterns", "matches"]
+__all__ = ["READ", "Patterns", "matches"]
 
 _REGEX = "re:"
 _LENGTH_LIMIT = 256
 _UNBOUNDED_LIMIT = 3
+READ = (
+    f"one has {_LENGTH_LIMIT} characters at most, {_UNBOUNDED_LIMIT} repetitions without a bound, and none of a group"
+)
+"""Which regular expressions are matched."""
 # Of all matches of one list. A few patterns take milliseconds for a thousand layers.
 _SECONDS = 2.0
 
@@ -39,7 +43,7 @@ class Patterns:
     @cached_property
     def unread(self) -> tuple[str, ...]:
         """Regular expressions that match nothing because they could take forever."""
-        return tuple(source for source in self._sources if len(source) > _LENGTH_LIMIT or not _ends_soon(source))
+        return tuple(source for source in self._sources if not _ends_soon(source))
 
     def match(self, module: str) -> bool:
         """Whether an entry names `module`.
@@ -91,7 +95,7 @@ def matches(entry: str, module: str) -> bool:
 
 def _compiled(source: str) -> list[re.Pattern[str]]:
     """The pattern, or nothing for one that is none, or that could take forever."""
-    if len(source) > _LENGTH_LIMIT or not _ends_soon(source):
+    if not _ends_soon(source):
         return []
     try:
         with warnings.catch_warnings():
@@ -102,7 +106,9 @@ def _compiled(source: str) -> list[re.Pattern[str]]:
 
 
 def _ends_soon(source: str) -> bool:
-    """No repeated group and no back-reference, and few unbounded repetitions: no exponential search."""
+    """Short, no repeated group and no back-reference, and few unbounded repetitions: no exponential search."""
+    if len(source) > _LENGTH_LIMIT:
+        return False
     plain = re.sub(r"\\\D", "_", source)
     unbounded = len(re.findall(r"[*+]|\{\d*,\d*\}", plain))
     return unbounded <= _UNBOUNDED_LIMIT and not re.search(r"\)[*+{]|\\\d|\(\?P=", plain)

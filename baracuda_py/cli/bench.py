@@ -155,7 +155,7 @@ def _environment(made: Bench) -> dict[str, Any]:
     from baracuda_py.bench.environment import environment
 
     how = {"samples": made.samples, "rotated_nbytes": made.lineup.rotated_nbytes}
-    return {**environment(made.lineup.device), **how, "layouts": [layout.value for layout in made.lineup.layouts]}
+    return {**environment(made.lineup.device), **how, "layouts": sorted(layout.value for layout in made.lineup.layouts)}
 
 
 def _kept(stem: Path, replace: bool, environment: dict[str, Any] | None, peers: Any) -> Results:

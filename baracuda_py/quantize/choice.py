@@ -24,7 +24,7 @@ _FLOATS = ("F16", "BF16", "F32")
 _EMBEDDINGS = ("re:.*embed", "re:.*emb$", "wte", "wpe", "shared")
 # Left unless they are asked for: few weights, whose errors reach every output.
 _SENSITIVE = {
-    "a head": ("re:.*lm_head$", "head", "embed_out", "score", "classifier"),
+    "a head": ("lm_head", "re:.*lm_head$", "head", "embed_out", "score", "classifier"),
     "a router": ("gate", "router", "shared_expert_gate"),
     "a norm": ("re:.*norm",),
 }

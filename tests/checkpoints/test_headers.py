@@ -139,6 +139,8 @@ def test_data_lie_back_to_back(tmp_path, tensors, rule):
      (struct.pack("<Q", 2) + b"{,", "json"), (struct.pack("<Q", 3) + b"{,}", "json"),
      (struct.pack("<Q", 5) + b'{"\xff"}', "json"),
      (struct.pack("<Q", 20) + b'{"__metadata__":[1]}', "metadata"),
+     (struct.pack("<Q", 19) + b'{"__metadata__":[]}', "metadata"),
+     (struct.pack("<Q", 22) + b'{"__metadata__":false}', "metadata"),
      (struct.pack("<Q", 11) + b'{"a":1e999}', "entry"),
      (struct.pack("<Q", 2) + b"{}more", "hole")],
 )  # fmt: skip

@@ -79,7 +79,7 @@ def test_nothing_is_held_once_every_part_is_taken():
     block = Block()
     fuse(block, NAMES)
     block(torch.randn(2, IC).half())
-    assert block.q_proj._results._input is None
+    assert block.q_proj._results.own.input is None
 
 
 def test_a_call_of_another_thread_in_between_changes_nothing():
@@ -93,7 +93,7 @@ def test_a_call_of_another_thread_in_between_changes_nothing():
         found = [first, block.k_proj(x), block.v_proj(x)]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(between, theirs, strict=False))
-    assert block.q_proj._results._input is None
+    assert block.q_proj._results.own.input is None
 
 
 def test_copies_share_their_weights_among_themselves_alone():

@@ -361,6 +361,7 @@ def test_what_cannot_be_packed_is_left_and_said(source, target):
         "model.layers.0.pos_emb.weight": np.ones((64, 128), np.float16),
         "head.weight": np.ones((64, 128), np.float16),
         "generator_lm_head.weight": np.ones((64, 128), np.float16),
+        "lm_head.dense.weight": np.ones((64, 128), np.float16),
     }
     made = quantize_checkpoint(source(tensors), target, skip=["re:.*k_proj"])
     why = {one.tensor.name.rpartition("model.layers.0.")[2].removesuffix(".weight"): one.why for one in made.left}
@@ -370,6 +371,7 @@ def test_what_cannot_be_packed_is_left_and_said(source, target):
         "mlp.positions": "not called weight", "mlp.some_norm": "a norm", "self_attn.k_proj": "skipped",
         "lm_head": "a head", "model.embed_tokens": "an embedding", "shared": "an embedding",
         "pos_emb": "an embedding", "head": "a head", "generator_lm_head": "a head",
+        "lm_head.dense": "a head",
     }  # fmt: skip
     assert "oc must be a multiple of 8" in why["mlp.odd"]
     assert len(checkpoints.open(target)) == 6

@@ -23,40 +23,30 @@ __all__ = ["AwqPart", "fuse", "fuse_projections"]
 _SIBLINGS = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")  # as transformers names them
 
 
-class _Traced:
-    """As `_Results`, of a call that a compiler traces: a plain object, which it can follow; between calls, empty."""
+class _Result:
+    """What the last call of the whole layer made, until every part of it has been handed out."""
 
     def __init__(self) -> None:
         self.input: Any = None
+        self.state: Any = None
         self.parts: list[Any] = []
 
-    def take(self, whole: AwqLinear, sizes: Sequence[int], index: int, x: Any) -> Any:
-        if self.input is not x or self.parts[index] is None:
-            self.input, self.parts = x, list(whole(x).split(sizes, -1))
+    def take(self, whole: AwqLinear, sizes: Sequence[int], index: int, x: Any, state: Any) -> Any:
+        """Part `index` of `whole(x)`, computed unless an earlier part of the same tensor's in the same state was."""
+        if self.input is not x or self.state != state or self.parts[index] is None:
+            self.input, self.state, self.parts = x, state, list(whole(x).split(sizes, -1))
         part = self.parts[index]
         self.parts[index] = None
         if all(other is None for other in self.parts):
-            self.input, self.parts = None, []
+            self.input, self.state, self.parts = None, None, []
         return part
 
 
 class _Results(threading.local):
-    """What this thread's last call of the whole layer made, until every part of it has been handed out."""
+    """The result of each thread."""
 
     def __init__(self) -> None:
-        self._input: Any = None
-        self._state: Any = None
-        self._parts: list[Any] = []
-
-    def take(self, whole: AwqLinear, sizes: Sequence[int], index: int, x: Any) -> Any:
-        """Part `index` of `whole(x)`, computed unless an earlier part of the same tensor's was."""
-        state = _state(x)
-        if self._input is not x or self._state != state or self._parts[index] is None:
-            self._input, self._state, self._parts = x, state, list(whole(x).split(sizes, -1))
-        part, self._parts[index] = self._parts[index], None
-        if not any(other is not None for other in self._parts):
-            self._input = None
-        return part
+        self.own = _Result()
 
     def __reduce__(self) -> Any:
         return _Results, ()  # of a copy, and of a file, nothing has been computed
@@ -80,7 +70,7 @@ class AwqPart(torch.nn.Module):
     """
 
     def __init__(
-        self, whole: AwqLinear, sizes: tuple[int, ...], index: int, results: _Results, traced: _Traced
+        self, whole: AwqLinear, sizes: tuple[int, ...], index: int, results: _Results, traced: _Result
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = whole.in_features, sizes[index]
@@ -92,9 +82,9 @@ class AwqPart(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         """y (..., out_features) of x (..., in_features)."""
-        if torch.compiler.is_compiling():
-            return self._traced.take(self.whole, self._sizes, self._index, x)
-        return self._results.take(self.whole, self._sizes, self._index, x)
+        if torch.compiler.is_compiling():  # which follows a plain object, but nothing of a thread
+            return self._traced.take(self.whole, self._sizes, self._index, x, None)
+        return self._results.own.take(self.whole, self._sizes, self._index, x, _state(x))
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -126,7 +116,7 @@ def fuse(parent: Any, names: Sequence[str]) -> AwqLinear:
         setattr(whole, name, None if parts[0] is None else torch.cat(parts, along))
     whole._scales_element = first.scales_element
     whole.overlap, whole.fp8_rows = all(layer.overlap for layer in layers), first.fp8_rows
-    results, traced = _Results(), _Traced()
+    results, traced = _Results(), _Result()
     for index, name in enumerate(names):
         setattr(parent, name, AwqPart(whole, sizes, index, results, traced))
     return whole

@@ -201,7 +201,8 @@ def _module(model: Any, name: str) -> Any:
 def _make_buffers(model: Any, device: Any) -> None:
     """Buffers that are no part of a checkpoint (rotary frequencies) are computed by the model itself."""
     for module in model.modules():
-        empty = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
+        own = ((name, module._buffers[name]) for name in module._non_persistent_buffers_set)
+        empty = [name for name, buffer in own if buffer is not None and buffer.is_meta]
         for name in empty:
             module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
         if empty:

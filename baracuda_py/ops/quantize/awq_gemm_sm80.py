@@ -34,7 +34,7 @@ from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
 if TYPE_CHECKING:
     from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmDescriptor
 
-__all__ = ["even_share", "guarantee", "operands", "reduce_launch", "sm80_kernels", "streaming_us"]
+__all__ = ["IC_LIMIT", "even_share", "guarantee", "operands", "reduce_launch", "sm80_kernels", "streaming_us"]
 
 _ARCH = ArchSku.SM80
 _MAX_SPLITS = 32  # more would read back more partials than there is work in a split
@@ -247,10 +247,9 @@ _TILE_LIMITS = (
     at_most("outputs", 128 * 128 << 30, why="a grid has at most 2^31 blocks"),
 )
 _GRID_Z = (1 << 16) - 1  # blocks of a grid along z, where the splits lie
-_LIMITS = (
-    at_most("ic", _INT - (16 * 128 - 1), why="the kernel counts some blocks beyond it in a 32-bit int"),
-    at_most("oc", _INT, why=_WHY_INT),
-)
+# As many blocks of 128 input channels as warps share them out, sixteen at most, are counted beyond the last.
+IC_LIMIT = at_most("ic", _INT - (16 * 128 - 1), why="the kernel counts some blocks beyond it in a 32-bit int")
+_LIMITS = (IC_LIMIT, at_most("oc", _INT, why=_WHY_INT))
 
 
 # A kernel's variant, whether m changes no bits, its module, its rules, launches, cost and workspace, and what it is.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from baracuda_py.ops.quantize.awq_gemm_sm80 import even_share, guarantee, operands, streaming_us
+from baracuda_py.ops.quantize.awq_gemm_sm80 import IC_LIMIT, even_share, guarantee, operands, streaming_us
 from baracuda_py.ops.quantize.awq_layout import reads_layout
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
 from baracuda_py.registry import Kernel
@@ -145,7 +145,7 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 
 _LIMITS = (
     *(at_most(name, _INT, why="the kernel takes it as a 32-bit int") for name in ("m", "oc")),
-    at_most("ic", _INT - (16 * TILE_COLUMNS - 1), why="the kernel counts some blocks beyond it in a 32-bit int"),
+    IC_LIMIT,
     at_most("outputs", 1 << 53, why="a grid has at most 2^31 x 65,535 blocks"),
 )
 

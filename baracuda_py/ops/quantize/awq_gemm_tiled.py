@@ -11,7 +11,14 @@ from collections.abc import Callable
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from baracuda_py.ops.quantize.awq_gemm_sm80 import even_share, guarantee, operands, reduce_launch, streaming_us
+from baracuda_py.ops.quantize.awq_gemm_sm80 import (
+    IC_LIMIT,
+    even_share,
+    guarantee,
+    operands,
+    reduce_launch,
+    streaming_us,
+)
 from baracuda_py.ops.quantize.awq_gemm_stream import shared_nbytes_of
 from baracuda_py.ops.quantize.awq_layout import reads_layout
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
@@ -142,7 +149,7 @@ def _direct_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 
 _LIMITS = (
     *(at_most(name, _INT, why="the kernel takes it as a 32-bit int") for name in ("m", "oc")),
-    at_most("ic", _INT - (16 * TILE_COLUMNS - 1), why="the kernel counts some blocks beyond it in a 32-bit int"),
+    IC_LIMIT,
     at_most("outputs", 128 * 128 << 30, why="a grid has at most 2^31 blocks"),
 )
 
