@@ -36,25 +36,25 @@ if TYPE_CHECKING:
 __all__ = ["BARRIER_BYTES", "BOX_CHANNELS", "SHARED_BYTES", "sm90a_kernels", "token_boxes"]
 
 _ARCH = ArchSku.SM90A
-_CHANNELS = (128, 64, 32)  # output channels of a tile
+_CHANNELS = (64, 32)  # output channels of a tile
+_CHANNELS_APART = (128, 64)  # of HF_GEMM, of whose lines 32 channels are a half
+_SHORT = 4  # blocks of input channels a warp: the sums of two thread blocks cost more than half lines
 BOX_CHANNELS = 64  # kBoxChannels of awq_gemm_bulk.cuh
 SHARED_BYTES = 227 * 1024  # that a thread block of this architecture may have
 BARRIER_BYTES = 8
 _BOX_BYTES = 128  # at multiples of which a box lies
-# Bytes of weights that an SM keeps in flight: half as many reach less of the bandwidth (H200, our prototype); more
-# delay x, which queues behind them, by up to 20 % (H100). A ring that holds all of a warp's weights may be somewhat
-# larger.
-_IN_FLIGHT = 68 * 1024
-_ALL_IN_FLIGHT = 84 * 1024
+# Bytes of weights that an SM keeps in flight: with few, all SMs are served alike, so that they end together, and x does
+# not queue. Where a thread block has several tiles, more, which come while it ends one. On an H100 at m = 1, one tile,
+# 4096 x 14336: 13.4 us, with twice as many 14.1; two, 14336 x 4096: 13.3, with half as many 14.2.
+_IN_FLIGHT = 40 * 1024
+_IN_FLIGHT_OF_TILES = 76 * 1024
 # How many more channels the SM with the most may have for a larger tile: memory feeds the others meanwhile, and a
-# larger tile reads x less often. 28672 x 8192 on an H100: 224 channels by 32 take 1.17 of the time of a read, 256 by
-# 128 1.12.
+# larger tile reads x less often.
 _UNEVEN = 1.2
 # An SM takes one thread block: of two launches that overlap, those of the next would share SMs while others idle (on an
 # H100, 6.6 us instead of 5.2 for 4096 x 4096, m = 1): half of what one may have, and the KiB that each takes besides.
 _ALONE = SHARED_BYTES // 2 + 1024
 _MAX_STAGES = 8
-_EARLY_STAGES = 1  # units of a ring that are asked for before x; all, where x has to be waited for
 _GRID_Y = (1 << 16) - 1
 _INT = (1 << 31) - 1
 
@@ -140,16 +140,17 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     """The largest tile with which the SM that has the most channels has about as few as with any.
 
     HF_GEMM's 32 channels are half of what memory is read by: where 64 would leave half of the SMs idle, two thread
-    blocks share out ic, if there is something for each. It does not depend on m, so that m changes no bits.
+    blocks share out ic, if it is long and that takes most SMs. It does not depend on m, so that m changes no bits.
     """
     layout: str = desc.weight_layout.value
-    channels: tuple[int, ...] = _CHANNELS
+    channels = _CHANNELS
     if desc.scales_apart and 2 * _ceil_div(desc.oc, 64) > device.sm_count:
-        channels = _CHANNELS[:2]
+        channels = _CHANNELS_APART
     elif desc.scales_apart:
         halves = _Tile.of(64, layout, 2)
-        if Tiling(desc.ic, desc.oc, desc.group_size).columns > halves.depth_warps:
-            return halves
+        columns = Tiling(desc.ic, desc.oc, desc.group_size).columns
+        long = columns > _SHORT * halves.depth_warps and 2 * halves.blocks(desc.oc, device.sm_count) > device.sm_count
+        return halves if long else _Tile.of(32, layout)
     tiles = [_Tile.of(count, layout) for count in channels]
     most = [tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels for tile in tiles]
     return next(tile for tile, channels in zip(tiles, most, strict=True) if channels <= _UNEVEN * min(most))
@@ -173,10 +174,12 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     tokens = min(desc.m, 16)
     tiles = tile.tiles_of_block(desc.oc, device.sm_count)
     chunks = _ceil_div(_ceil_div(tiling.columns, tile.depth_warps), tile.parts)
-    # A slot more shortens the wait for x, a stage more the wait for weights; either must have two, or all there are.
-    unit, units = tile.unit_nbytes(tiling, apart=desc.scales_apart), max(1, chunks * tiles)
-    stage = tile.warps * unit
-    stages = min(_MAX_STAGES, units if units * stage <= _ALL_IN_FLIGHT else min(units, max(2, _IN_FLIGHT // stage)))
+    # A slot more shortens the wait for x, a stage more the wait for weights; x must have two, or all there are.
+    unit = tile.unit_nbytes(tiling, apart=desc.scales_apart)
+    # HF_GEMM's tiles of 64 want more up to 8 rows, too (4096 x 14336 at m = 1, 17.3 us instead of 17.7), and not above.
+    deep = tiles > 1 or (desc.scales_apart and tile.channels == 64 and tokens <= 8)
+    in_flight = _IN_FLIGHT_OF_TILES if deep else _IN_FLIGHT
+    stages = max(1, min(_MAX_STAGES, chunks * tiles, in_flight // (tile.warps * unit)))
     while stages > 1 and tile.shared_nbytes(unit, tokens, stages, min(2, chunks)) > SHARED_BYTES:
         stages -= 1
     free = SHARED_BYTES - tile.shared_nbytes(unit, tokens, stages, 0)
@@ -189,8 +192,8 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
             f"awq_gemm_{family}_{tile.name}_t{_entry_tokens(tokens)}_g{groups}",
             (tile.blocks(desc.oc, device.sm_count), _ceil_div(desc.m, tokens), 1),
             (32 * (tile.warps + 1), 1, 1),
-            (*operands(desc), token_boxes(desc, tokens, tile.depth_warps), *weights, tokens, stages, slots, tiles,
-             WhenOverlapping(min(_EARLY_STAGES, stages), stages)),
+            (*operands(desc), tokens, stages, slots, tiles, WhenOverlapping(0, 1),
+             token_boxes(desc, tokens, tile.depth_warps), *weights),
             max(_ALONE, tile.shared_nbytes(unit, tokens, stages, slots)),
             _module(layout, desc.element, groups),
             overlaps=True,
@@ -222,7 +225,7 @@ _LIMITS = (
     multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
     at_most("m", 16 * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
     at_most("ic", _INT - (TILE_COLUMNS * 16 - 1), why="the kernel rounds it up to whole chunks in a 32-bit int"),
-    at_most("oc", _INT - (max(_CHANNELS) - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),
+    at_most("oc", _INT - (max(_CHANNELS_APART) - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),
 )
 
 

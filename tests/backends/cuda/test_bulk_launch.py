@@ -12,7 +12,8 @@ import baracuda_py as bp
 from baracuda_py.errors import DriverError
 
 M, IC, OC = 5, 256, 64
-MAP = 14  # the parameter behind those that every AWQ GEMM has
+COUNTS = 14  # the parameters behind those that every AWQ GEMM has: tokens, stages, slots, tiles, whether it overlaps
+MAP = 19
 
 
 def words(call: dict[str, Any]) -> list[int]:
@@ -42,12 +43,12 @@ def test_a_map_has_the_tensor_as_the_kernel_sees_it(stub: Any, pitch: int) -> No
     plan, args = made(pitch=pitch)
     plan.run(None, bp.Workspace.NONE, args)
     (launch,) = stub.calls("cuLaunchKernel")
-    depth = 11  # blocks of 128 input channels in a chunk
+    depth = 8  # blocks of 128 input channels in a chunk
     expected = [args.activation.pointer, 64, M, IC // 64, 2 * pitch, 128, 64, M, 2 * depth]
     assert words(launch) == expected + [0] * 7
     (encoded,) = stub.calls("cuTensorMapEncodeTiled")
     assert (encoded["type"], encoded["rank"], encoded["swizzle"]) == (6, 3, 3)  # FLOAT16, SWIZZLE_128B
-    assert launch["parameters"][MAP + 1] == M.to_bytes(4, "little").hex(), "what lies behind the map is in its place"
+    assert launch["parameters"][COUNTS] == M.to_bytes(4, "little").hex()
 
 
 @pytest.mark.stub(capability="9.0")
@@ -105,11 +106,10 @@ def test_only_what_is_bound_to_overlap_has_the_attribute(stub: Any) -> None:
     one, other, _ = (call for call in calls if call["call"] == "cuLaunchKernel")  # which the stub's other calls
     same = ("entry", "grid", "block", "shared", "stream")
     assert [one[name] for name in same] == [other[name] for name in same]
-    *leading, early = one["parameters"]
-    assert other["parameters"][:-1] == leading
-    stages = int.from_bytes(bytes.fromhex(leading[-3]), "little")
-    values = [int.from_bytes(bytes.fromhex(text), "little") for text in (early, other["parameters"][-1])]
-    assert values == [1, stages], "units of weights that are asked for before x"
+    both = list(zip(one["parameters"], other["parameters"], strict=True))
+    values = [int.from_bytes(bytes.fromhex(text), "little") for text in both.pop(COUNTS + 4)]
+    assert values == [0, 1], "whether it overlaps"
+    assert all(plain == overlapping for plain, overlapping in both)
 
 
 @pytest.mark.stub(capability="9.0")

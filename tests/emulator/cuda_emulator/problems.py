@@ -83,6 +83,7 @@ _OF_VARIANT: dict[str, tuple[Any, ...]] = {
     "bulk_tiled": (
         bp.Int4AwqGemmDescriptor(3, 128, 520, -1, None, _TILED, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(16, 5760, 520, -1, None, _TILED, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(16, 9408, 264, 128, None, _TILED, bp.ElementKind.BF16),  # one tile, the same
     ),
     "bulk_hf_gemm": (
         bp.Int4AwqGemmDescriptor(3, 128, 1056, -1, None, _HF_GEMM, bp.ElementKind.BF16),
@@ -90,8 +91,8 @@ _OF_VARIANT: dict[str, tuple[Any, ...]] = {
         bp.Int4AwqGemmDescriptor(16, 5696, 544, 64, None, _HF_GEMM, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(9, 192, 32, 32, None, _HF_GEMM),
         # Two thread blocks share out ic, the second with less of it.
-        bp.Int4AwqGemmDescriptor(19, 2240, 96, 64, None, _HF_GEMM, bp.ElementKind.BF16),
-        bp.Int4AwqGemmDescriptor(16, 9408, 32, -1, None, _HF_GEMM, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(19, 4416, 160, 64, None, _HF_GEMM, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(16, 9408, 160, -1, None, _HF_GEMM, bp.ElementKind.BF16),
     ),
     # There, more tiles than SMs take at a time, so short that no wait for a stage parts one from the next; by two pairs
     # of warpgroups, and by one.

@@ -331,7 +331,7 @@ def test_wide_tiles_of_every_size_are_right_whole_and_split(torch, monkeypatch, 
 @pytest.mark.parametrize("variant", ["bulk_tiled", "bulk_hf_gemm", "wide_tiled"])
 def test_a_chain_of_overlapping_launches_makes_the_bits_of_plain_ones(torch, variant, rows):
     # Each layer reads what the launch before it writes, and begins while that one ends.
-    width = 2048 if variant == "bulk_hf_gemm" else 1024  # wide enough for two thread blocks a tile
+    width = 4224 if variant == "bulk_hf_gemm" else 1024  # enough for two thread blocks a tile
     depth, replays = 12, 200
     registry = bp.default_registry()
     layout = bp.AwqWeightLayout(variant.partition("_")[2])

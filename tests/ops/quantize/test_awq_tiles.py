@@ -223,11 +223,12 @@ def test_the_tiles_and_warps_of_bulk_copies_do_not_depend_on_m(oc, ic, group_siz
     assert len({(one.grid[0], one.block, _channels(one)) for one in launches}) == 1
     assert [one.grid[1] for one in launches] == [1, 1, 1, 1, 1, 2, 19]
     for launch in launches:
-        *_, tokens, stages, slots, tiles, early = launch.parameters
+        tokens, stages, slots, tiles, overlaps = launch.parameters[14:19]
         assert launch.grid[0] <= 132, "one wave"
         assert launch.grid[0] * tiles * _channels(launch) - oc >= 0
         assert 227 * 1024 // 2 < launch.shared_bytes <= 227 * 1024, "an SM takes one thread block"
-        assert 1 <= early.plain <= early.overlapping == stages
+        assert (overlaps.plain, overlaps.overlapping) == (0, 1)
+        assert stages >= 1
         assert slots >= 1
         assert tokens <= int(re.search(r"_t(\d+)_", launch.entry)[1])
 
@@ -236,20 +237,37 @@ def test_the_tiles_and_warps_of_bulk_copies_do_not_depend_on_m(oc, ic, group_siz
     ("layout", "oc", "ic", "tile", "blocks"),
     [
         (bp.AwqWeightLayout.HF_GEMM, 896, 896, "c32", 28),
-        (bp.AwqWeightLayout.HF_GEMM, 896, 4864, "c64_p2", 28),
-        (bp.AwqWeightLayout.HF_GEMM, 4224, 1152, "c64_p2", 132),
-        (bp.AwqWeightLayout.HF_GEMM, 4256, 1152, "c64", 67),
+        (bp.AwqWeightLayout.HF_GEMM, 896, 4864, "c32", 28),  # few SMs
+        (bp.AwqWeightLayout.HF_GEMM, 4224, 4096, "c32", 132),  # short
+        (bp.AwqWeightLayout.HF_GEMM, 4224, 4224, "c64_p2", 132),
+        (bp.AwqWeightLayout.HF_GEMM, 4256, 4224, "c64", 67),
         (bp.AwqWeightLayout.HF_GEMM, 28672, 8192, "c128", 112),
         (TILED, 4096, 14336, "c32", 128),
-        (TILED, 28672, 8192, "c128", 112),
+        (TILED, 28672, 8192, "c64", 112),
     ],
 )
-def test_two_thread_blocks_share_a_tile_of_hf_gemm_weights_where_one_each_would_leave_half_of_the_sms_idle(
+def test_two_thread_blocks_share_a_tile_of_long_hf_gemm_weights_where_one_each_would_leave_half_of_the_sms_idle(
     layout, oc, ic, tile, blocks
 ):
     for m in (1, 16):
         launch = _bulk(m, ic, oc, layout=layout)
         assert (re.search(r"_(c\d+(?:_p2)?)_t", launch.entry)[1], launch.grid[0]) == (tile, blocks)
+
+
+@pytest.mark.parametrize(
+    ("layout", "oc", "ic", "m", "stages"),
+    [
+        (TILED, 4096, 14336, 1, 2),
+        (TILED, 8192, 8192, 16, 1),
+        (TILED, 28672, 8192, 16, 2),  # two tiles a thread block
+        (bp.AwqWeightLayout.HF_GEMM, 4096, 14336, 8, 2),
+        (bp.AwqWeightLayout.HF_GEMM, 4096, 14336, 9, 1),
+        (bp.AwqWeightLayout.HF_GEMM, 28672, 8192, 16, 2),
+    ],
+)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_a_warp_keeps_as_many_units_in_flight(layout, oc, ic, m, stages, group_size):
+    assert _bulk(m, ic, oc, group_size, layout).parameters[15] == stages
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

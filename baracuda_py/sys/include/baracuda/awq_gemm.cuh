@@ -56,8 +56,11 @@ __device__ __forceinline__ void store_output_pair(const AwqGemmOperands<Element>
     sums.x += to_f32(g_bias[column]);
     sums.y += to_f32(g_bias[column + 1]);
   }
-  const unsigned pair = pair_from_f32<Element>(apply_activation(sums.x, operands.epilogue),
-                                               apply_activation(sums.y, operands.epilogue));
+  if (operands.epilogue > kBias) {  // one branch past the code of all: instructions come from memory (H100, 0.1 to 0.3 us)
+    sums.x = apply_activation(sums.x, operands.epilogue);
+    sums.y = apply_activation(sums.y, operands.epilogue);
+  }
+  const unsigned pair = pair_from_f32<Element>(sums.x, sums.y);
   Element* destination = operands.y + row * operands.ldy + column;
   if (reinterpret_cast<unsigned long long>(destination) % sizeof(unsigned) == 0) {
     *reinterpret_cast<unsigned*>(destination) = pair;

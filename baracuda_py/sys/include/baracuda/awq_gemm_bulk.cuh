@@ -8,6 +8,9 @@
 // that no barrier of the CTA lies between the first block and the last, also from tile to tile. One more warp copies x,
 // for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once.
 //
+// The copy engine begins late, behind barriers and what leads to them: instructions and parameters come from memory at first
+// (H100, 0.2 to 0.4 us of a launch). So the lanes of a warp ask for its first unit themselves, before anything else.
+//
 // Where there are few tiles, two CTAs of a cluster (kParts), which take one tile, share out its chunks: each sends the sums of
 // half of the channels to the other, and stores the other half.
 //
@@ -124,7 +127,7 @@ struct BulkLayout {
 template <typename Shape, typename Element>
 __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& operands, const TensorMap* x_map,
                                               typename Shape::Weights weights, const BulkLayout<Shape> layout, int tiles,
-                                              int early_stages) {
+                                              bool overlaps) {
   using Weights = typename Shape::Weights;
   unsigned char* s_memory = dynamic_shared_for_boxes();
   const unsigned s_base = shared_address(s_memory);
@@ -149,9 +152,11 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
   const int end_tile = Weights::kNeighboursTogether || first_tile + tiles > all_tiles ? all_tiles : first_tile + tiles;
   const int first_token = static_cast<int>(blockIdx.y) * layout.tokens;
   const bool resident = layout.slots >= chunks;  // chunk c stays in slot c
-  // A place's next unit is asked for when x has come, which it would delay (on an H100, 4096 x 14336 at m = 16, 15.1 us
-  // instead of 15.4). Not where rings hold all units, nor behind a launch that writes x: it comes long after units then.
-  const bool tokens_first = chunks * tiles > layout.stages && early_stages < layout.stages;
+  // Copies queue: x comes sooner when few units lie before it. So one is asked for before x, and a place's next one when x
+  // has come. Not where rings hold all units, nor behind a launch that writes x, which comes long after units then; nor for
+  // several tiles, for each of which x comes again.
+  const bool tokens_first = tiles == 1 && chunks > layout.stages && !overlaps;
+  const int early_stages = overlaps ? layout.stages : 1;
   const unsigned s_full = s_base + layout.full_barriers();
   const unsigned s_empty = s_base + layout.empty_barriers();
 
@@ -189,10 +194,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
     if (half >= all_halves) next_tile = end_tile;
     weights.start(all_columns, half, first_chunk * Shape::kDepthWarps + depth_warp);
   };
-  const auto copy_unit = [&](int stage) {
-    const unsigned s_barrier = s_units + stage * kBarrierBytes;
-    mbarrier_arrive_expecting(s_barrier, Weights::kCopiedBytes);
-    weights.copy(s_ring_address + stage * Weights::kUnitBytes, s_barrier, gridDim.y == 1);
+  const auto advance_unit = [&] {
     weights.advance();
     next_block += Shape::kDepthWarps;
     if (next_block >= columns) {
@@ -201,24 +203,39 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       start_tile();
     }
   };
+  const auto copy_unit = [&](int stage) {
+    const unsigned s_barrier = s_units + stage * kBarrierBytes;
+    mbarrier_arrive_expecting(s_barrier, Weights::kCopiedBytes);
+    weights.copy(s_ring_address + stage * Weights::kUnitBytes, s_barrier, gridDim.y == 1);
+    advance_unit();
+  };
 
+  bool first_by_threads = false;
   if (copies_x) {
     if (lane == 0) {
-      for (int place = 0; place < layout.slots; ++place) {
-        mbarrier_init(s_full + place * kBarrierBytes, 1);
-        mbarrier_init(s_empty + place * kBarrierBytes, Shape::kWarps);
-      }
+      mbarrier_init(s_full, 1);
       mbarrier_fence_init();
       grid_dependency_wait();  // x may be what the launch before writes
       copy_chunk();
     }
   } else {
     start_tile();
-    if (lane == 0) {
+    first_by_threads = next_tile < end_tile;
+    if (first_by_threads) {
+      weights.copy_by_threads(s_ring_address, lane);
+      advance_unit();
+    }
+    if (lane == 0) {  // loops are not unrolled, because code that runs once is read from memory
+#pragma unroll 1
       for (int stage = 0; stage < layout.stages; ++stage) mbarrier_init(s_units + stage * kBarrierBytes, 1);
+#pragma unroll 1
+      for (int place = warp; place < layout.slots; place += Shape::kWarps) {
+        if (place > 0) mbarrier_init(s_full + place * kBarrierBytes, 1);  // the first is the copying warp's
+        mbarrier_init(s_empty + place * kBarrierBytes, Shape::kWarps);
+      }
       mbarrier_fence_init();
-      // Copies queue: x comes sooner when few units lie before it. Where x has to be waited for, units may go first.
-      for (int stage = 0; stage < early_stages && next_tile < end_tile; ++stage) copy_unit(stage);
+#pragma unroll 1
+      for (int stage = first_by_threads; stage < early_stages && next_tile < end_tile; ++stage) copy_unit(stage);
     }
     grid_dependency_release();
   }
@@ -228,6 +245,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
   if (copies_x) {
     if (lane == 0) {
       const int wanted = resident ? chunks : chunks * ((end_tile - first_tile + tile_step - 1) / tile_step);
+#pragma unroll 1
       while (copied < wanted) copy_chunk();
     }
     if constexpr (Shape::kParts == 2) {
@@ -238,7 +256,16 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
     return;
   }
   if (lane == 0) {
+#pragma unroll 1
     for (int stage = early_stages; stage < layout.stages && next_tile < end_tile; ++stage) copy_unit(stage);
+  }
+  if (first_by_threads) {
+    cp_async_wait<0>();
+    fence_before_bulk_copy();  // into the same place
+    __syncwarp();
+    if (lane == 0) {
+      mbarrier_arrive(s_units);
+    }
   }
 
   float* s_sums = reinterpret_cast<float*>(s_memory + layout.sums());  // (kDepthWarps, kTokens, kChannels)

@@ -36,6 +36,11 @@ struct BulkHfGemm {
   const TensorMap* weight_map;
   const TensorMap* scale_map;
   const TensorMap* zero_map;
+  const unsigned char* g_weights;  // (ic, oc / 2)
+  const unsigned char* g_scales;   // (groups, oc) of 2 bytes
+  const unsigned char* g_zeros;    // (groups, oc / 2)
+  int ic;
+  int oc;
   bool one_group;  // a channel
   int next_half = 0;
   int next_block = 0;
@@ -55,6 +60,40 @@ struct BulkHfGemm {
     box_copy(s_unit, weight_map, next_half * kLaneBytes, next_block * kBlockDepth, 0, s_barrier);
     box_copy(s_unit + kWeightBytes, scale_map, next_half * kBlockChannels, group, 0, s_barrier);
     box_copy(s_unit + kZeros, zero_map, next_half * kGroupZeroBytes, group, 0, s_barrier);
+  }
+
+  // Asks for the same by all lanes of a warp: cp_async_wait() of all of them shows that it has come.
+  __device__ __forceinline__ void copy_by_threads(unsigned s_unit, int lane) const {
+    constexpr int kRows = kWarpLanes / kStrips;  // that the lanes take at a time
+    const int strip = lane % kStrips;
+    const int row = lane / kStrips;
+    const int half = next_half + strip;
+    const bool there = half * kBlockChannels < oc;
+    const long long row_bytes = oc / 2;
+    const unsigned char* g_strip = g_weights + (next_block * kBlockDepth + row) * row_bytes + half * kLaneBytes;
+#pragma unroll
+    for (int i = 0; i < kBlockDepth / kRows; ++i) {
+      const int placed = kStrips == 1 ? 0 : strip ^ (i * kRows + row) / 4 % 2;  // as swizzled
+      const bool valid = there && next_block * kBlockDepth + i * kRows + row < ic;
+      cp_async_16(s_unit + (i * kRows + row) * kRowBytes + placed * kLaneBytes, valid ? g_strip : g_weights, valid);
+      g_strip += kRows * row_bytes;
+    }
+    // Of a strip and group, four pieces of scales and one of zero points.
+    constexpr int kPieces = kGroupScaleBytes / kLaneBytes + 1;
+#pragma unroll
+    for (int i = lane; i < Shape::kGroups * kStrips * kPieces; i += kWarpLanes) {
+      const int piece = i / kStrips % kPieces;
+      const int group = i / kStrips / kPieces;
+      const bool zeros = piece == kPieces - 1;
+      const long long stored = one_group ? 0 : next_block * Shape::kGroups + group;
+      const unsigned char* g_piece = zeros ? g_zeros + stored * row_bytes + half * kGroupZeroBytes
+                                           : g_scales + (stored * oc + half * kBlockChannels) * 2 + piece * kLaneBytes;
+      const unsigned placed = zeros ? kZeros + group * kZeroBytes + strip * kGroupZeroBytes
+                                    : kWeightBytes + group * kScaleBytes + strip * kGroupScaleBytes + piece * kLaneBytes;
+      const bool valid = there && next_block * kBlockDepth + group * (kBlockDepth / Shape::kGroups) < ic;
+      cp_async_16(s_unit + placed, valid ? g_piece : g_zeros, valid);
+    }
+    cp_async_commit();
   }
 
   using Held = HeldStrips<Shape>;

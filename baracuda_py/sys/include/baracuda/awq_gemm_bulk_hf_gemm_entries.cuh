@@ -13,12 +13,14 @@
 #define BARACUDA_BULK_ENTRY(name, clusters, Element, Tile, kTokenTiles, kGroups)                                            \
   extern "C" __global__ void clusters                                                                                       \
   __launch_bounds__(baracuda::Tile<baracuda::BulkHfGemm, kTokenTiles, kGroups>::kThreads, 1)                                \
-      name(BARACUDA_AWQ_GEMM_PARAMETERS(Element), const __grid_constant__ baracuda::TensorMap x_map,                        \
-           const __grid_constant__ baracuda::TensorMap weight_map, const __grid_constant__ baracuda::TensorMap scale_map,   \
-           const __grid_constant__ baracuda::TensorMap zero_map, int tokens, int stages, int slots, int tiles,              \
-           int early_stages) {                                                                                              \
+      name(BARACUDA_AWQ_GEMM_PARAMETERS(Element), int tokens, int stages, int slots, int tiles, int overlaps,               \
+           const __grid_constant__ baracuda::TensorMap x_map, const __grid_constant__ baracuda::TensorMap weight_map,       \
+           const __grid_constant__ baracuda::TensorMap scale_map, const __grid_constant__ baracuda::TensorMap zero_map) {   \
     using Shape = baracuda::Tile<baracuda::BulkHfGemm, kTokenTiles, kGroups>;                                               \
     baracuda::awq_gemm_bulk<Shape>(baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, &x_map,                   \
-                                   {&weight_map, &scale_map, &zero_map, kGroups == 1 && group != baracuda::kBlockDepth},    \
-                                   baracuda::BulkLayout<Shape>{tokens, stages, slots}, tiles, early_stages);                \
+                                   {&weight_map, &scale_map, &zero_map, reinterpret_cast<const unsigned char*>(weights),    \
+                                    static_cast<const unsigned char*>(scales),                                              \
+                                    reinterpret_cast<const unsigned char*>(zeros), ic, oc,                                  \
+                                    kGroups == 1 && group != baracuda::kBlockDepth},                                        \
+                                   baracuda::BulkLayout<Shape>{tokens, stages, slots}, tiles, overlaps != 0);               \
   }

@@ -36,6 +36,16 @@ struct BulkTiled {
     }
   }
 
+  // Asks for the same by all lanes of a warp: cp_async_wait() of all of them shows that it has come.
+  __device__ __forceinline__ void copy_by_threads(unsigned s_unit, int lane) const {
+#pragma unroll
+    for (unsigned first = 0; first < kUnitBytes; first += kWarpLanes * kLaneBytes) {
+      const unsigned offset = first + lane * kLaneBytes;
+      if (offset < kUnitBytes) cp_async_16(s_unit + offset, g_next + offset, true);
+    }
+    cp_async_commit();
+  }
+
   using Held = HeldBlocks<Shape>;
   static __device__ __forceinline__ Held hold(const unsigned char* s_unit, int lane) {
     return Held(SharedBlocks<Shape>{s_unit, lane});

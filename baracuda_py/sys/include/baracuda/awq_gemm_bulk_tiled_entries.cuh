@@ -10,10 +10,10 @@
 #define BARACUDA_BULK_ENTRY(name, clusters, Element, Tile, kTokenTiles, kGroups)                                            \
   extern "C" __global__ void clusters                                                                                       \
   __launch_bounds__(baracuda::Tile<baracuda::BulkTiled, kTokenTiles, kGroups>::kThreads, 1)                                 \
-      name(BARACUDA_AWQ_GEMM_PARAMETERS(Element), const __grid_constant__ baracuda::TensorMap x_map, int tokens,            \
-           int stages, int slots, int tiles, int early_stages) {                                                            \
+      name(BARACUDA_AWQ_GEMM_PARAMETERS(Element), int tokens, int stages, int slots, int tiles, int overlaps,               \
+           const __grid_constant__ baracuda::TensorMap x_map) {                                                             \
     using Shape = baracuda::Tile<baracuda::BulkTiled, kTokenTiles, kGroups>;                                                \
     baracuda::awq_gemm_bulk<Shape>(baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, &x_map,                   \
                                    {reinterpret_cast<const unsigned char*>(weights)},                                       \
-                                   baracuda::BulkLayout<Shape>{tokens, stages, slots}, tiles, early_stages);                \
+                                   baracuda::BulkLayout<Shape>{tokens, stages, slots}, tiles, overlaps != 0);               \
   }

@@ -34,6 +34,9 @@ __device__ __forceinline__ void bulk_copy(unsigned destination, const void* sour
       : "memory");
 }
 
+// What this thread has seen or written of shared memory lies before what bulk copies, issued behind it, write there.
+__device__ __forceinline__ void fence_before_bulk_copy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // The box of a tensor of three axes that begins at (x, y, z), x along the innermost; what lies beyond the tensor is 0.
 // The destination is a multiple of 128. With rows of 128 bytes and swizzling over as many, the 16 bytes that would lie at
 // an address a lie at a ^ (a >> 3 & 0x70).
