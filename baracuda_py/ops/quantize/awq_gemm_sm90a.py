@@ -206,18 +206,22 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     busy = _ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS * tile.parts / (
         tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels * sms
     )  # fmt: skip
-    # Reads of the weights again, from L2, and the arithmetic, which starts to count; less on SMs that would be idle.
+    # Reads of the weights again, from L2, and the arithmetic, which starts to count.
     passes = _ceil_div(desc.m, 16)
     rounds = _ceil_div(tile.blocks(desc.oc, device.sm_count) * passes, sms)
     again = (0.7 if tile.parts > 1 else 0.9) * (rounds - 1) + 0.2 * (passes - rounds)
-    # Launch and end, which two thread blocks that wait for each other delay; the share of bandwidth that is reached,
-    # where busy SMs take some of what idle ones leave; and how much longer more than 8 tokens take, whose x is a good
+    # Launch and end, which takes longer where more SMs end together, or wait for each other; the share of bandwidth
+    # that is reached, of all of it and of an SM's part; and how much longer more than 8 tokens take, whose x is a good
     # part of what an SM is sent. Measured on an H100.
-    fixed_us, share, more = (
-        (4.1, 0.46, 1.1) if tile.parts > 1 else (3.2, 0.56, 1.1) if desc.scales_apart else (3.2, 0.63, 1.08)
-    )
-    tokens = 1.0 if desc.m <= 8 else more
-    reached = share * min(1.0, busy + 0.25, 0.6 + 0.45 * busy)
+    filled = min(1.0, desc.oc * desc.ic / 2 / (_IN_FLIGHT * sms))
+    fixed_us = 2.1 + filled + (1.0 if tile.parts > 1 else 0.0)
+    if not desc.scales_apart:
+        reached = min(0.62, 0.84 * busy)
+    elif tile.channels > 32 and tile.parts == 1:
+        reached = min(0.55, 0.84 * busy)
+    else:
+        reached = min(0.49, 0.5 * busy)
+    tokens = 1.0 if desc.m <= 8 else 1.14
     return (fixed_us + streaming_us(desc, device, reached)) * (1 + again) * tokens
 
 
