@@ -154,7 +154,8 @@ class OperandChecker:
         if slot.strides == "rows":
             self._check_rows(slot, view)
         if slot.written and not _distinct(view):
-            raise self._error(slot, "row stride", "must not write one element twice", value=view.strides)
+            must = "must show by its strides that no element is written twice"
+            raise self._error(slot, "row stride", must, value=view.strides)
         strided = [s for e, s in zip(view.shape[:-1], view.strides[:-1], strict=True) if e > 1]
         # The pitch of a contiguous tensor follows from the descriptor: what it may be is a rule of the kernel.
         for value in (view.pointer, *(stride * nbytes for stride in strided if slot.strides == "rows")):
@@ -176,16 +177,16 @@ class OperandChecker:
             raise self._error(slot, "device", f"must lie where the plan runs, on {self._device_text}", got=where)
 
     def _check_rows(self, slot: _Slot, view: TensorRef) -> None:
-        width = view.shape[-1]
-        for axis in range(len(view.shape) - 2, -1, -1):
-            if view.shape[axis] > 1 and view.strides[axis] < width:
+        width = view.shape[-1]  # elements that one index of an axis spans
+        axes = [axis for axis in range(len(view.shape) - 1) if view.shape[axis] > 1]
+        for axis in sorted(axes, key=lambda axis: view.strides[axis]):
+            if view.strides[axis] < width:
                 raise self._error(
                     slot, "row stride", f"must have a stride of at least {width} along axis {axis}",
                     value=view.strides[axis],
                     why="rows must not overlap" if view.strides[axis] >= 0 else "rows must go forwards",
                 )  # fmt: skip
-            if view.shape[axis] > 1:
-                width = max(width, view.strides[axis] * view.shape[axis])
+            width += view.strides[axis] * (view.shape[axis] - 1)
 
     def _check_overlap(
         self, index: int, views: list[TensorRef | None], extents: list[tuple[int, int]]
@@ -196,7 +197,7 @@ class OperandChecker:
                 view, second = views[index], views[other]
                 assert view is not None
                 assert second is not None
-                if not _disjoint_columns(view, second):
+                if not _apart(view, second):
                     slot = self._slots[index]
                     raise self._error(slot, "overlap", f"must not share memory with {self._slots[other].name}")
 
@@ -229,13 +230,34 @@ def _distinct(view: TensorRef) -> bool:
     return True
 
 
-def _disjoint_columns(one: TensorRef, two: TensorRef) -> bool:
-    """Whether two 2-D views whose address ranges cross are different columns of one buffer."""
-    if len(one.shape) != 2 or len(two.shape) != 2 or one.strides[1] != 1 or two.strides[1] != 1:
+def _apart(one: TensorRef, two: TensorRef) -> bool:
+    """Whether two views whose address ranges cross share no byte, as columns of a buffer; no if it is hard to say."""
+    import numpy as np
+
+    if bits_of(one.element) % 8 or bits_of(two.element) % 8:
         return False
-    one_bytes, two_bytes = bits_of(one.element) // 8, bits_of(two.element) // 8
-    pitch = one.strides[0] * one_bytes
-    if pitch != two.strides[0] * two_bytes or pitch <= 0:
+    try:
+        most: Any = _MOST_WORK  # NumPy's own stubs know two of the values
+        return not np.shares_memory(_Addresses(one).array(), _Addresses(two).array(), max_work=most)
+    except np.exceptions.TooHardError:
         return False
-    offset = (two.pointer - one.pointer) % pitch
-    return offset >= one.shape[1] * one_bytes and offset + two.shape[1] * two_bytes <= pitch
+
+
+_MOST_WORK = 10_000  # of NumPy's search for a shared byte
+
+
+class _Addresses:
+    """The memory of a view, of any device, for NumPy to compare: nothing reads it."""
+
+    def __init__(self, view: TensorRef) -> None:
+        nbytes = bits_of(view.element) // 8
+        self.__array_interface__ = {
+            "version": 3, "typestr": f"|V{nbytes}", "shape": view.shape, "data": (view.pointer, True),
+            "strides": tuple(stride * nbytes for stride in view.strides),
+        }  # fmt: skip
+
+    def array(self) -> Any:
+        import numpy as np
+
+        return np.asarray(self)
+

@@ -555,7 +555,10 @@ class Registry(Generic[P]):
 
     def _no_kernel(self, op: Op, descriptor: Any, device: Device, wishes: PlanPreference) -> BaracudaError:
         if wishes.sku is not None:
-            owner, kernel = self._find(wishes.sku)
+            try:
+                owner, kernel = self._find(wishes.sku)
+            except Unsupported as unknown:
+                return unknown
             if owner is op:
                 refusal = self._refusal(op, kernel, descriptor, device, wishes)
                 assert refusal is not None

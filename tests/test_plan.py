@@ -215,6 +215,55 @@ def test_columns_of_one_buffer_do_not_overlap():
     assert refused.value.rule == "y overlap"
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "apart"),
+    [
+        (np.s_[..., :4], np.s_[..., 4:], True),
+        (np.s_[:, 0::2, :4], np.s_[:, 1::2, :4], True),
+        (np.s_[:, :2, 0::2], np.s_[:, :2, 1::2], True),
+        (np.s_[:, :2, 0::2], np.s_[:, :2, 2::2], False),
+        (np.s_[:, 0:2, :4], np.s_[:, 1:3, :4], False),
+    ],
+    ids=str,
+)
+def test_views_of_one_buffer_that_share_no_byte_do_not_overlap(one, two, apart):
+    buffer = np.random.default_rng(0).standard_normal((3, 4, 8)).astype(np.float32)
+    x, y = buffer[one], buffer[two][..., : buffer[one].shape[-1]]
+    x = x[..., : y.shape[-1]]
+    plan = bp.select(bp.SoftmaxDescriptor(x.shape), "host")
+    if not apart:
+        with pytest.raises(InvalidProblem, match="must not share memory with"):
+            plan.can_implement(bp.SoftmaxArgs(x, y))
+        return
+    expected = np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+    plan.run(None, bp.Workspace.NONE, bp.SoftmaxArgs(x, y))
+    assert np.allclose(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "fits"),
+    [
+        ((3, 5, 8), (50, 10, 1), True), ((3, 5, 8), (48, 10, 1), True), ((3, 5, 8), (8, 24, 1), True),
+        ((3, 5, 8), (47, 10, 1), False), ((3, 5, 8), (7, 24, 1), False), ((3, 5, 8), (0, 8, 1), False),
+        ((3, 5, 8), (-50, 10, 1), False), ((3, 1, 8), (8, 0, 1), True),
+    ],
+)  # fmt: skip
+def test_rows_and_matrices_of_a_batch_may_lie_in_any_order_apart(shape, strides, fits):
+    batch, m, k = shape
+    desc = bp.DenseGemmDescriptor(m, 4, k, batch=batch, element=bp.ElementKind.F32)
+    plan = bp.select(desc, "host")
+    memory = np.random.default_rng(0).standard_normal(400).astype(np.float32)
+    a = np.lib.stride_tricks.as_strided(memory[150:], shape, [4 * stride for stride in strides])
+    b = np.ones((batch, k, 4), np.float32)
+    args = bp.DenseGemmArgs(a, b, np.zeros((batch, m, 4), np.float32))
+    if fits:
+        plan.run(None, bp.Workspace.NONE, args)
+        assert np.allclose(args.output, a @ b, atol=1e-5)
+    else:
+        with pytest.raises(InvalidProblem, match="must have a stride of at least"):
+            plan.can_implement(args)
+
+
 def test_named_plans_are_the_registrys_plans():
     plan = bp.Int4AwqGemmPlan.select("sm_80", AWQ)
     assert isinstance(plan, bp.Int4AwqGemmPlan)
@@ -388,3 +437,17 @@ def test_what_serves_nowhere_here_is_told_in_a_few_lines():
     assert re.fullmatch(r"  \d+ more are for devices of sm80 or sm90a\.", reasons[1])
     assert len(reasons) == 3
     assert len(refused.value.refusals) == len(bp.default_registry().op("int4_awq_gemm").kernels)
+
+
+@pytest.mark.parametrize("shape", [(1 << 19, 4), (3, 1 << 18, 4), (3, 2, 1 << 19)])
+def test_softmax_takes_many_rows_together(shape, monkeypatch):
+    passes = []
+    exp = np.exp
+    monkeypatch.setattr(np, "exp", lambda x: passes.append(x.size) or exp(x))
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    y = np.full_like(x, np.nan)
+    bp.select(bp.SoftmaxDescriptor(shape), "host").run(None, bp.Workspace.NONE, bp.SoftmaxArgs(x, y))
+    assert len(passes) == -(-x.size // (1 << 20))
+    assert max(passes) <= 1 << 20
+    for index in np.ndindex(shape[:-2]):
+        assert np.allclose(y[index][:9], exp(x[index][:9]) / exp(x[index][:9]).sum(-1, keepdims=True), atol=1e-6)

@@ -213,6 +213,17 @@ def test_a_kernel_of_another_op_cannot_be_pinned():
     assert refused.value.rule == "sku"
 
 
+def test_what_is_pinned_and_not_registered_is_explained():
+    op = toy_op("one", [ToyKernel("a")])
+    registry = host_registry(op)
+    unknown = evolve(op.kernels[0].sku, variant="nowhere")
+    explained = registry.explain(op.examples[1], HOST, bp.PlanPreference(sku=unknown))
+    assert explained.chosen is None
+    with pytest.raises(Unsupported) as refused:
+        registry.select(op.examples[1], HOST, bp.PlanPreference(sku=unknown))
+    assert str(refused.value) == str(explained.error)
+
+
 def test_preferences_change_the_choice_and_are_named_when_none_is_left():
     cheap = ToyKernel("cheap", cost=1.0, batch_invariant=False, workspace_nbytes=64)
     dear = ToyKernel("dear", cost=2.0)

@@ -12,7 +12,7 @@ import typer
 
 import baracuda_py as bp
 from baracuda_py.cli.output import error_console, print_json, print_line, print_table, progress, time_text
-from baracuda_py.cli.parsing import DEVICE_HELP, parse_device, parse_enum, parse_size
+from baracuda_py.cli.parsing import RUN_DEVICE_HELP, parse_device, parse_enum, parse_size
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
 from baracuda_py.tuning import slug
 from baracuda_py.vocab.device import Device
@@ -55,7 +55,7 @@ def bench(
         list[str] | None,
         typer.Option("--layout", metavar="NAME", help="oc_major, hf_gemm or tiled. Default: all."),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help=DEVICE_HELP)] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help=RUN_DEVICE_HELP)] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Rounds; the median counts.")] = 20,
     rotate: Annotated[str, typer.Option("--rotate", metavar="SIZE", help="Weights that are walked over.")] = _ROTATED,
     budget: Annotated[
@@ -91,12 +91,13 @@ def bench(
         group_sizes or (128,),
     )
     peers = read_peers(compare) if compare else {}
-    if plot or draw:
+    if draw or (plot and not estimate):
         check_plots()
     resolved = registry.device(parse_device(device))
     stem = _stem(output, resolved)
     if draw:
         _draw(_kept(stem, False, None, peers), stem)
+        print_line(f"Drew {stem}.png and {stem}.svg", "bold")
         return
     made = _bench(resolved, layouts, samples, parse_size(rotate, "--rotate"))
     results = _kept(stem, replace or estimate, _environment(made), peers)

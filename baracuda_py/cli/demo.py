@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from attrs import frozen
 
+import baracuda_py as bp
 from baracuda_py.checkpoints.checkpoint import open_checkpoint
 from baracuda_py.cli.output import print_facts, print_json, print_line, working
 from baracuda_py.cli.parsing import parse_device
-from baracuda_py.cli.run import DeviceOption, JsonOption, RepeatOption, as_json, check_outcomes, run_layer, show
+from baracuda_py.cli.run import (
+    DeviceOption,
+    JsonOption,
+    RepeatOption,
+    as_json,
+    check_outcomes,
+    check_runs_here,
+    run_layer,
+    show,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +122,7 @@ def demo(
         Path | None,
         typer.Option("--output", metavar="DIR", file_okay=False, help="Keep the checkpoint here; must be empty."),
     ] = None,
-    m: Annotated[int, typer.Option("--m", help="Rows of the activation (tokens).")] = 16,
+    m: Annotated[int, typer.Option("--m", min=0, help="Rows of the activation (tokens).")] = 16,
     device: DeviceOption = None,
     repeat: RepeatOption = 5,
     as_json_: JsonOption = False,
@@ -122,6 +132,7 @@ def demo(
     Runs on the GPU if there is one, else on the host.
     """
     chosen = parse_device(device)
+    check_runs_here(bp.default_registry().device(chosen))  # before there is anything to clear away
     if output is not None and output.is_dir() and any(output.iterdir()):
         raise typer.BadParameter(f"{output} is not empty", param_hint="--output")
     with _folder(output) as folder:

@@ -100,8 +100,10 @@ def _field_parameter(op: Op, option: DescriptorOption) -> inspect.Parameter:
     )
 
 
-def _shared(name: str, kind: Any, default: Any, option: str, metavar: str, text: str) -> inspect.Parameter:
-    info = typer.Option(option, metavar=metavar or None, help=text)
+def _shared(
+    name: str, kind: Any, default: Any, option: str, metavar: str, text: str, least: int | None = None
+) -> inspect.Parameter:
+    info = typer.Option(option, metavar=metavar or None, help=text, min=least)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
@@ -109,7 +111,7 @@ _SHARED = (
     _shared("device", str | None, None, "--device", "DEVICE", DEVICE_HELP),
     _shared("require", str | None, None, "--require", "TOKEN", "Guarantee to cover, e.g. any-any-any-SdB."),
     _shared("prefer_backend", str | None, None, "--prefer-backend", "NAME", "Take its kernels where one serves."),
-    _shared("max_workspace_bytes", int | None, None, "--max-workspace-bytes", "N", "Refuse kernels that need more."),
+    _shared("max_workspace_bytes", int | None, None, "--max-workspace-bytes", "N", "Refuse kernels that need more.", 0),
     _shared("sku", str | None, None, "--sku", "TOKEN", "Only this kernel may serve."),
     _shared("every", bool, False, "--all", "", "List each refused kernel."),
     _shared("as_json", bool, False, "--json", "", "Print JSON."),

@@ -18,6 +18,7 @@ from baracuda_py.vocab.rules import OneOf
 
 __all__ = [
     "DEVICE_HELP",
+    "RUN_DEVICE_HELP",
     "DescriptorOption",
     "descriptor_options",
     "make_descriptor",
@@ -29,6 +30,7 @@ __all__ = [
 
 E = TypeVar("E", bound=Enum)
 DEVICE_HELP = "host, cuda, cuda:N, or an architecture such as sm_90a for a dry run. Default: the GPU if there is one."
+RUN_DEVICE_HELP = "host, cuda or cuda:N. Default: the GPU if there is one."
 _DEVICE = re.compile(r"host|cpu|cuda(:\d+)?|\d+|sm_?\d+[af]?")
 _NONE = "none"
 _UNITS = {
@@ -102,6 +104,10 @@ def descriptor_options(op: Op) -> Iterator[DescriptorOption]:
 def make_descriptor(op: Op, texts: dict[str, str | None]) -> Any:
     """The descriptor that the options describe; those not given (None) keep their defaults."""
     options = {option.field: option for option in descriptor_options(op)}
+    if unknown := [name for name in texts if name not in options]:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of the fields {', '.join(options)}")
+    if missing := [name for name, option in options.items() if option.required and texts.get(name) is None]:
+        raise typer.BadParameter(f"{' and '.join(missing)} must be given")
     values = {
         name: _parse(options[name].type, text, options[name].option)
         for name, text in texts.items()

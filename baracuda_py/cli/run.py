@@ -27,17 +27,18 @@ from baracuda_py.cli.output import (
     time_text,
     working,
 )
-from baracuda_py.cli.parsing import DEVICE_HELP, parse_device, parse_enum
+from baracuda_py.cli.parsing import RUN_DEVICE_HELP, parse_device, parse_enum
 from baracuda_py.cli.status import ExitCode
 from baracuda_py.cli.timing import STREAM, Timing, measure
 from baracuda_py.errors import Unsupported
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
 from baracuda_py.plan import Plan
+from baracuda_py.vocab.device import Device
 from baracuda_py.vocab.elements import numpy_dtype
 from baracuda_py.vocab.enums import ElementKind, EpilogueKind
 from baracuda_py.vocab.tolerance import relative_tolerance
 
-__all__ = ["Outcome", "app", "check_outcomes", "run_layer", "show"]
+__all__ = ["Outcome", "app", "check_outcomes", "check_runs_here", "run_layer", "show"]
 
 _SEED = 0
 _SLOW_S = 0.2
@@ -88,15 +89,20 @@ def run_layer(
     desc = layer.descriptor(m, element=element, epilogue=epilogue, layout=layout)
     with working("selecting and loading a kernel"):
         plan = bp.select(desc, device)
-    if plan.device.dry:
-        raise Unsupported(
-            "run", "a run needs a device of this machine", rule="dry run", got=str(plan.device),
-            fix=f"baracuda-py explain {plan.op.name} --device shows what would run",
-        )  # fmt: skip
+    check_runs_here(plan.device)
     inputs = _inputs(layer, desc)
     result, timing = _run(plan, inputs, repeat)
     error = _relative_error(plan, inputs, result)
     return Outcome(layer, plan, error, relative_tolerance(plan.precision_guarantee, desc.element), timing)
+
+
+def check_runs_here(device: Device) -> None:
+    """Raises Unsupported for a device that is only looked at."""
+    if device.dry:
+        raise Unsupported(
+            "run", "a run needs a device of this machine", rule="dry run", got=str(device),
+            fix="baracuda-py explain int4_awq_gemm --device shows what would run",
+        )  # fmt: skip
 
 
 def _inputs(layer: PackedLayer, desc: Int4AwqGemmDescriptor) -> dict[str, Any]:
@@ -224,7 +230,7 @@ def check_outcomes(*outcomes: Outcome) -> None:
         raise typer.Exit(ExitCode.FAILED)
 
 
-DeviceOption = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help=DEVICE_HELP)]
+DeviceOption = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help=RUN_DEVICE_HELP)]
 ElementOption = Annotated[
     str | None, typer.Option("--element", metavar="f16|bf16", help="Of activation and output. Default: as the scales.")
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 import baracuda_py as bp
 from baracuda_py.cli.output import print_json, print_line, print_table, progress, time_text
-from baracuda_py.cli.parsing import DEVICE_HELP, make_descriptor, parse_device
+from baracuda_py.cli.parsing import make_descriptor, parse_device
 from baracuda_py.errors import Unsupported
 from baracuda_py.tuning import FOLDER, device_of, load_table, slug, write_table
 from baracuda_py.vocab.device import Device
@@ -39,7 +40,9 @@ def tune(
         Path | None,
         typer.Option("--output", metavar="DIR", file_okay=False, help=f"Where the table goes. Default: ${FOLDER}."),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help=DEVICE_HELP)] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="cuda or cuda:N. Default: the GPU.")
+    ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Times that each kernel is measured.")] = 20,
     sources: Annotated[
         list[Path] | None,
@@ -137,7 +140,7 @@ def _origin(taken: Mapping[Path, Results]) -> dict[str, Any]:
 
 
 def _fields(text: str) -> dict[str, str | None]:
-    pairs = [part.partition("=") for part in text.split(",")]
+    pairs = [part.partition("=") for part in re.split(r",(?=[^,=]*=)", text)]  # a value may have commas, as a shape
     if not all(name and equals for name, equals, _ in pairs):
         raise typer.BadParameter(f"{text!r} is not FIELD=VALUE,...", param_hint="--problem")
     return {name.strip(): value.strip() for name, _, value in pairs}

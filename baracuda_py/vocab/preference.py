@@ -59,6 +59,9 @@ class Workspace:
         self.device = device
         self.owner = owner
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a Workspace cannot be copied or pickled: it would lend memory that nothing keeps")
+
     @classmethod
     def borrowed(cls, buffer: Any, nbytes: int | None = None) -> Workspace:
         """Lend `buffer`: a contiguous writable array of any element kind, or a raw address with its `nbytes`."""

@@ -107,6 +107,10 @@ class PrecisionGuarantee:
 
 
 _VARIANT = re.compile(r"[a-z0-9_]*")
+_KINDS_OF_FIELDS = {
+    "category": OpCategory, "element": ElementKind, "aux_element": ElementKind, "layout": LayoutSku,
+    "epilogue": EpilogueKind, "arch": ArchSku, "backend": BackendKind,
+}  # fmt: skip
 
 
 @total_ordering
@@ -140,6 +144,9 @@ class KernelSku:
     variant: str = field(default="")
 
     def __attrs_post_init__(self) -> None:
+        for name, kind in _KINDS_OF_FIELDS.items():  # enums are integers: one of another kind would compare equal
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name} must be of {kind.__name__}, not {getattr(self, name)!r}")
         if self.op not in KIND_OF_CATEGORY[self.category]._value2member_map_:
             raise ValueError(f"op {self.op} is no {KIND_OF_CATEGORY[self.category].__name__}")
         if not _VARIANT.fullmatch(self.variant):

@@ -290,9 +290,13 @@ class TensorRef:
         if low == high:
             return np.empty(self.shape, dtype)
         raw: Any = (ctypes.c_char * (high - low)).from_address(low)
+        raw.owner = self.owner  # the array keeps `raw`, which keeps the memory
         strides = tuple(stride * dtype.itemsize for stride in self.strides)
         array: Any = np.ndarray(self.shape, dtype, raw, self.pointer - low, strides)
         return array
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled: it would show memory that nothing keeps")
 
     def _shows_all_of(self, array: Any) -> bool:
         """Whether the view is all of `array`, an owner that may hold more than is viewed."""

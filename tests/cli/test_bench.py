@@ -147,6 +147,7 @@ def test_without_matplotlib_nothing_is_measured_for_a_plot_that_cannot_be_drawn(
     assert "pip install 'baracuda-py[bench]'" in result.err
     assert "--no-plot" in result.err
     assert not list(tmp_path.iterdir())
+    assert run("bench", "--device", "host", *SMALL, "--output", tmp_path / "out", "--estimate").code == 0
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import baracuda_py as bp
 from baracuda_py.cli.demo import GROUP_SIZE, LAYERS, quantise
 
 GATE, BIASED = LAYERS[1].name, LAYERS[0].name
@@ -69,6 +72,19 @@ def test_the_demo_checkpoint_looks_like_one_of_the_hub(checkpoint):
         assert tensors[f"{layer.name}.qzeros"].shape == (groups, layer.oc // 8)
         assert tensors[f"{layer.name}.scales"].shape == (groups, layer.oc)
         assert (f"{layer.name}.bias" in tensors) == layer.bias
+
+
+@pytest.mark.parametrize("wrong", [("--device", "sm_90a"), ("--m", -5)], ids=str)
+def test_demo_leaves_nothing_where_it_cannot_run(run, no_gpu, tmp_path, wrong):
+    assert run("demo", *wrong, "--output", tmp_path / "kept").code != 0
+    assert not (tmp_path / "kept").exists()
+
+
+def test_the_command_line_runs_as_a_module():
+    command = [sys.executable, "-m", "baracuda_py", "--version"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0
+    assert bp.__version__ in found.stdout
 
 
 def test_demo_refuses_to_fill_a_folder_that_holds_something(run, tmp_path):

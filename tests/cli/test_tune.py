@@ -190,6 +190,9 @@ def test_what_is_measured_is_what_select_goes_by(run, gpu, folder, monkeypatch):
         (("int4_awq_gemm", "--output", "x", "--device", "sm_90"), 3, "GPU of this machine"),
         (("int4_awq_gemm", "--output", "x", "--device", "host"), 3, "GPU of this machine"),
         (("int4_awq_gemm", "--output", "x", "--problem", "m=1,ic=100,oc=8"), 3, "ic"),
+        (("int4_awq_gemm", "--output", "x", "--problem", "m=1"), 2, "ic and oc must be given"),
+        (("softmax", "--output", "x", "--problem", "shap=2"), 2, "none of the fields shape, axis"),
+        (("softmax", "--output", "x", "--problem", "shape=4,0,-1,axis=1"), 3, "shape"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(run, gpu, folder, tmp_path, monkeypatch, arguments, code, said):

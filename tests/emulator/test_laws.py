@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from cuda_emulator.backend import AMPERE, HOPPER, HOPPER_SLICE, EmulatorBackend, Modules, emulated_registry
-from cuda_emulator.problems import composed_kernels, cuda_kernels, cuda_ops, problems
+from cuda_emulator.problems import composed_kernels, cuda_kernels, cuda_ops, not_served, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +74,10 @@ def test_every_cuda_kernel_is_right_on_further_problems(kernel, registry, backen
     for case in problems(registry, kernel):
         if case.descriptor not in case.op.examples:
             _check(case, [agrees_with_reference, writes_every_element_and_nothing_else], backend)
+
+
+def test_every_further_problem_is_served():
+    assert not_served() == []
 
 
 def test_the_emulated_gpu_is_what_selection_takes(registry):

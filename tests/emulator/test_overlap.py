@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
-from cuda_emulator.backend import HOPPER, EmulatorBackend, Modules, emulated_registry
+from cuda_emulator.backend import HOPPER, HOPPER_SLICE, EmulatorBackend, Modules, emulated_registry
 from cuda_emulator.compiler import PACKAGE, sources
 from cuda_emulator.problems import cuda_kernels, problems
 
@@ -45,8 +45,12 @@ def _overlap(case: Case) -> bool:
     return bool(case.plan.launches) and case.plan.launches[0].overlaps
 
 
+@pytest.mark.parametrize("gpu", [HOPPER, HOPPER_SLICE], ids=["whole", "slice"])  # one tile a thread block, and several
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: str(kernel.sku))
-def test_a_launch_that_overlaps_waits_before_it_touches_what_the_other_uses(kernel, registry, backend):
+def test_a_launch_that_overlaps_waits_before_it_touches_what_the_other_uses(kernel, gpu, modules, monkeypatch):
+    backend = EmulatorBackend(modules, gpu)
+    registry = emulated_registry(backend)
+    monkeypatch.setattr(baracuda_py, "default_registry", lambda: registry)
     checked = 0
     for case in problems(registry, kernel):
         if _overlap(case):

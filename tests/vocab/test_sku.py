@@ -150,3 +150,11 @@ def test_a_preference_takes_a_token_for_a_sku_and_refuses_the_wrong_types():
 def test_a_guarantee_takes_members_of_its_own_enums_only(wrong):
     with pytest.raises(TypeError):
         PrecisionGuarantee(**wrong)
+
+
+@pytest.mark.parametrize("name", ["category", "element", "aux_element", "layout", "epilogue", "arch", "backend"])
+def test_a_field_of_another_enum_is_refused(name):
+    sku = bp.default_registry().skus()[0]
+    other = next(kind for kind in (ElementKind, LayoutSku) if kind is not type(getattr(sku, name)))
+    with pytest.raises(TypeError, match=f"{name} must be of"):
+        attrs.evolve(sku, **{name: other(0)})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 
 import ml_dtypes
@@ -315,3 +317,31 @@ def test_an_array_of_the_other_byte_order_is_refused_with_the_way_out():
     with pytest.raises(Unsupported, match=r"other order.*newbyteorder\(\)"):
         TensorRef.of(swapped)
     assert TensorRef.of(swapped.astype(swapped.dtype.newbyteorder())).element is ElementKind.F16
+
+
+def test_an_array_of_a_view_keeps_the_memory():
+    class Owner:
+        """Something that is no array, and holds one."""
+
+        def __init__(self):
+            self.memory = np.arange(6, dtype=np.float32)
+
+    owner = Owner()
+    there = weakref.ref(owner)
+    view = TensorRef(owner.memory.ctypes.data, (2, 3), ElementKind.F32, device=HOST_MEMORY, owner=owner)
+    array = view.numpy()[1:]
+    del owner, view
+    gc.collect()
+    assert there() is not None
+    assert array.tolist() == [[3, 4, 5]]
+    del array
+    gc.collect()
+    assert there() is None
+
+
+@pytest.mark.parametrize("change", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_shows_memory_is_not_copied(change):
+    view = TensorRef.of(np.zeros(3, np.float32))
+    for one in (view, bp.Workspace.borrowed(np.zeros(3, np.float32))):
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            change(one)

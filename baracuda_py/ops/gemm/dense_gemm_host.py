@@ -39,29 +39,34 @@ def dense_gemm_host(
     a = a.swapaxes(1, 2) if a_transposed else a
     b = b.swapaxes(1, 2) if b_transposed else b
     wide = np.dtype(np.float64 if output.dtype == np.float64 else np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaNs are results like others
-        for x, y, target in zip(a, b, output, strict=True):
-            for rows in _slices(target.shape[0]):
-                for columns in _slices(target.shape[1]):
-                    values = _product(x[rows], y[:, columns], wide)
+    # Infinities, NaNs and zeros are results like others.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        # Small matrices together, as many as one block holds.
+        shapes = (matrices.shape[1:] for matrices in (a, b, output))
+        largest = max(1, *(min(_BLOCK, rows) * min(_BLOCK, columns) for rows, columns in shapes))
+        for some in _slices(len(output), max(1, _BLOCK * _BLOCK // largest)):
+            x, y, target = a[some], b[some], output[some]
+            for rows in _slices(target.shape[1]):
+                for columns in _slices(target.shape[2]):
+                    values = _product(x[:, rows], y[:, :, columns], wide)
                     values *= wide.type(alpha)
                     if beta:
-                        values += wide.type(beta) * target[rows, columns].astype(wide)
+                        values += wide.type(beta) * target[:, rows, columns].astype(wide)
                     if epilogue is not EpilogueKind.IDENTITY:
                         assert bias is not None
-                        _apply_epilogue(values, bias[columns], epilogue, tanh_gelu)
-                    target[rows, columns] = values
+                        _apply_epilogue(values.reshape(-1, values.shape[2]), bias[columns], epilogue, tanh_gelu)
+                    target[:, rows, columns] = values
 
 
-def _slices(length: int) -> list[slice]:
-    return [slice(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK)]
+def _slices(length: int, step: int = _BLOCK) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _product(x: NDArray[Any], y: NDArray[Any], wide: np.dtype[Any]) -> NDArray[Any]:
-    """x (m, k) @ y (k, n) in `wide`, k a block at a time; zeros when k is 0."""
-    total: NDArray[Any] = np.zeros((x.shape[0], y.shape[1]), wide)
-    for inner in _slices(x.shape[1]):
-        total += x[:, inner].astype(wide, copy=False) @ y[inner].astype(wide, copy=False)
+    """x (batch, m, k) @ y (batch, k, n) in `wide`, k a block at a time; zeros when k is 0."""
+    total: NDArray[Any] = np.zeros((*x.shape[:2], y.shape[2]), wide)
+    for inner in _slices(x.shape[2]):
+        total += x[:, :, inner].astype(wide, copy=False) @ y[:, inner].astype(wide, copy=False)
     return total
 
 
@@ -76,7 +81,8 @@ def _apply_epilogue(values: NDArray[Any], bias: NDArray[Any], epilogue: Epilogue
     elif epilogue is EpilogueKind.BIAS_SILU:
         values /= 1 + np.exp(-values)
     elif epilogue is EpilogueKind.BIAS_GELU and tanh_gelu:
+        # (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u)), which does not cancel where u is negative.
         cubic = values + values.dtype.type(0.044715) * values**3
-        values *= (1 + np.tanh(values.dtype.type(math.sqrt(2 / math.pi)) * cubic)) / 2
+        values /= 1 + np.exp(values.dtype.type(-2 * math.sqrt(2 / math.pi)) * cubic)
     elif epilogue is EpilogueKind.BIAS_GELU:
         values *= np.vectorize(math.erfc, otypes=[np.float64])(values * -math.sqrt(0.5)) / 2

@@ -52,11 +52,13 @@ def _activation(v: NDArray[Any], epilogue: str, tanh_gelu: bool) -> NDArray[Any]
     if epilogue in ("identity", "bias"):
         return v
     if epilogue == "bias_relu":
-        return np.where(v > 0, v, 0)
+        return np.where(v < 0, 0, v)
     if epilogue == "bias_silu":
-        return v / (1 + np.exp(-v))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return v / (1 + np.exp(-v))
     if epilogue == "bias_gelu" and tanh_gelu:
-        return 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+        with np.errstate(over="ignore"):
+            return v / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
     if epilogue == "bias_gelu":
         return v * np.vectorize(math.erfc, otypes=[np.float64])(-v / math.sqrt(2)) / 2
     raise ValueError(f"epilogue must be an EpilogueKind in lower case (got {epilogue!r})")

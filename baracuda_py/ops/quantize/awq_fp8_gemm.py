@@ -136,7 +136,7 @@ def _host(
     sizes: dict[str, Any] = {"group_size": desc.group_size, "epilogue": int(desc.epilogue)}
     for first in range(0, desc.m, _PASS_ROWS):
         part = slice(first, first + _PASS_ROWS)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             rows = activation[part].astype(np.float32)
             rows *= activation_scales[part, None]
         if desc.scales_apart:

@@ -37,8 +37,8 @@ __all__ = ["BARRIER_BYTES", "BOX_CHANNELS", "SHARED_BYTES", "sm90a_kernels", "to
 
 _ARCH = ArchSku.SM90A
 _CHANNELS = (64, 32)  # output channels of a tile
-_CHANNELS_APART = (128, 64)  # of HF_GEMM, of whose lines 32 channels are a half
-_SHORT = 4  # blocks of input channels a warp: the sums of two thread blocks cost more than half lines
+_CHANNELS_APART = (128, 64)  # of HF_GEMM, of whose sectors 32 channels are a half
+_SHORT = 4  # blocks of input channels a warp: the sums of two thread blocks cost more than half sectors
 BOX_CHANNELS = 64  # kBoxChannels of awq_gemm_bulk.cuh
 SHARED_BYTES = 227 * 1024  # that a thread block of this architecture may have
 BARRIER_BYTES = 8
@@ -54,7 +54,6 @@ _UNEVEN = 1.2
 # An SM takes one thread block: of two launches that overlap, those of the next would share SMs while others idle (on an
 # H100, 6.6 us instead of 5.2 for 4096 x 4096, m = 1): half of what one may have, and the KiB that each takes besides.
 _ALONE = SHARED_BYTES // 2 + 1024
-_MAX_STAGES = 8
 _GRID_Y = (1 << 16) - 1
 _INT = (1 << 31) - 1
 
@@ -174,14 +173,11 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     tokens = min(desc.m, 16)
     tiles = tile.tiles_of_block(desc.oc, device.sm_count)
     chunks = _ceil_div(_ceil_div(tiling.columns, tile.depth_warps), tile.parts)
-    # A slot more shortens the wait for x, a stage more the wait for weights; x must have two, or all there are.
     unit = tile.unit_nbytes(tiling, apart=desc.scales_apart)
     # HF_GEMM's tiles of 64 want more up to 8 rows, too (4096 x 14336 at m = 1, 17.3 us instead of 17.7), and not above.
     deep = tiles > 1 or (desc.scales_apart and tile.channels == 64 and tokens <= 8)
     in_flight = _IN_FLIGHT_OF_TILES if deep else _IN_FLIGHT
-    stages = max(1, min(_MAX_STAGES, chunks * tiles, in_flight // (tile.warps * unit)))
-    while stages > 1 and tile.shared_nbytes(unit, tokens, stages, min(2, chunks)) > SHARED_BYTES:
-        stages -= 1
+    stages = min(max(1, chunks * tiles), in_flight // (tile.warps * unit))
     free = SHARED_BYTES - tile.shared_nbytes(unit, tokens, stages, 0)
     slots = min(chunks, free // (tile.slot_nbytes(tokens) + 2 * BARRIER_BYTES))
     groups, element = tiling.groups_of_block, desc.element.name.lower()

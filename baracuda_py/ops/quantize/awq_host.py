@@ -6,14 +6,13 @@ ones another; they are never put side by side. What a plane holds is the layout'
     OC_MAJOR  (oc, ic / 2) bytes: the low plane holds the even ic rows, the high plane the odd ones
     HF_GEMM   (ic, oc / 2) bytes: the low plane holds the columns 0 4 1 5 of each eight, the high plane 2 6 3 7
 
-so it is x, or the small result, that gets shuffled. Zero points never touch the weights of a GEMM: since
-x @ ((q - z) * s) = sum over groups of s * (x @ q) - s * z * rowsum(x), they are one thin matrix product on the row
-sums. BLAS does the rest, on `BLOCK_WEIGHTS` weights at a time. TILED weights are put in order instead, some tiles at a
-time, and dequantised.
+so it is x, or the small result, that gets shuffled. Zero points are subtracted from nibbles, in bytes, since a product
+with z and one with the row sums of x would cancel. BLAS does the rest, on `BLOCK_WEIGHTS` weights at a time. TILED
+weights are put in order instead, some tiles at a time, and dequantised.
 
-A row of x that holds an inf or a NaN gives a row of sums without a finite value, though an inf may come out as NaN:
-where w = 0 as in any GEMM, and here also because the zero point's part is subtracted later. Values beyond a type's
-range become inf silently, as on a GPU.
+A row of x that holds an inf or a NaN gives a row of sums without a finite value, though an inf may come out as NaN,
+where w = 0 as in any GEMM. Values beyond a type's range become inf silently, as on a GPU; so do, there as here, sums of
+a group beyond that of float32 before they are scaled.
 """
 
 import math
@@ -52,10 +51,11 @@ _SCALE_WEIGHTS_FROM_M = 16
 
 LOW, HIGH = 0, 1
 Floats = NDArray[np.float32]
+Bytes = NDArray[np.int8]
 Pair = tuple[Floats, Floats]  # indexed by LOW and HIGH
 
 
-@np.errstate(over="ignore", invalid="ignore")
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def awq_gemm_host(
     activation: NDArray[Any],
     weight_packed: NDArray[np.int32],
@@ -82,19 +82,17 @@ def awq_gemm_host(
     for start in range(0, activation.shape[0], _PASS_ROWS):
         x = np.ascontiguousarray(activation[start : start + _PASS_ROWS], dtype=np.float32)
         y = output[start : start + _PASS_ROWS]
-        row_sums = x.reshape(len(x), -1, group).sum(axis=2)
         x_halves = planes.split_inputs(x)
         buffer = _product_buffer(planes, len(x), group)
         for columns in _slices(oc, planes.block_columns):
             column_scales = scales[:, columns].astype(np.float32)
-            values = _multiply(planes, x_halves, column_scales, columns, group, buffer)
-            column_zeros = unpack_zeros(zeros[:, columns.start // 8 : columns.stop // 8], layout)
-            values -= row_sums @ (column_zeros * column_scales)
+            column_zeros = _column_zeros(planes, zeros, columns, layout)
+            values = _multiply(planes, x_halves, column_scales, column_zeros, columns, group, buffer)
             apply_epilogue(values, None if bias is None else bias[columns], epilogue)
             y[:, columns] = values
 
 
-@np.errstate(over="ignore", invalid="ignore")
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def awq_gemm_tiled_host(
     activation: NDArray[Any],
     weight_packed: NDArray[np.int32],
@@ -115,7 +113,7 @@ def awq_gemm_tiled_host(
             output[start : start + _PASS_ROWS, columns] = values
 
 
-@np.errstate(over="ignore", invalid="ignore")
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def awq_dequantize_tiled_host(
     weight_packed: NDArray[np.int32],
     output: NDArray[Any],
@@ -149,7 +147,7 @@ def _untiled(
         yield columns, weight
 
 
-@np.errstate(over="ignore", invalid="ignore")
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def awq_dequantize_host(
     weight_packed: NDArray[np.int32],
     scales: NDArray[Any],
@@ -169,13 +167,11 @@ def awq_dequantize_host(
     target = output.T if transposed else output
     for columns in _slices(planes.oc, planes.block_columns):
         column_scales = planes.split_columns(scales[:, columns].astype(np.float32))
-        packed_columns = slice(columns.start // 8, columns.stop // 8)
-        column_zeros = planes.split_columns(unpack_zeros(zeros[:, packed_columns], layout).astype(np.float32))
+        column_zeros = _column_zeros(planes, zeros, columns, layout)
         for groups in _slices(len(scales), max(1, planes.block_inputs // group)):
             inputs = slice(groups.start * group, groups.stop * group)
             for half in LOW, HIGH:
-                plane = planes.expand(half, inputs, columns)
-                _subtract_per_group(plane, column_zeros[half][groups])
+                plane = planes.expand(half, inputs, columns, column_zeros[half][groups])
                 _scale_per_group(plane, column_scales[half][groups])
                 planes.scatter(half, plane, target[inputs, columns])
 
@@ -192,12 +188,12 @@ class _Planes(Protocol):
     block_inputs: int
     block_columns: int
 
-    def expand(self, half: int, inputs: slice, columns: slice) -> Floats:
-        """A block's plane, (ic rows, columns), valid until the next call."""
+    def expand(self, half: int, inputs: slice, columns: slice, zeros: Bytes) -> Floats:
+        """q - z of a block's plane, (ic rows, columns), valid until the next call. zeros: (groups, columns)."""
 
     def split_inputs(self, x: Floats) -> Pair: ...
 
-    def split_columns(self, values: Floats) -> Pair: ...
+    def split_columns(self, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]: ...
 
     def merge(self, low: Floats, high: Floats) -> Floats: ...
 
@@ -214,15 +210,18 @@ class _OcMajorPlanes:
     def __init__(self, weight_packed: NDArray[np.int32]) -> None:
         self.oc, self.ic = weight_packed.shape[0], weight_packed.shape[1] * 8
         self._bytes = weight_packed.view(np.uint8)
-        self._scratch = np.empty(BLOCK_WEIGHTS, dtype=np.float32)
+        self._scratch = _Scratch()
 
-    def expand(self, half: int, inputs: slice, columns: slice) -> Floats:
-        return _expand(half, self._bytes[columns, inputs.start // 2 : inputs.stop // 2], self._scratch).T
+    def expand(self, half: int, inputs: slice, columns: slice, zeros: Bytes) -> Floats:
+        nibbles = self._scratch.nibbles(half, self._bytes[columns, inputs.start // 2 : inputs.stop // 2])
+        by_group = nibbles.reshape(len(nibbles), len(zeros), -1)
+        by_group -= zeros.T[:, :, None]
+        return self._scratch.widened(nibbles).T
 
     def split_inputs(self, x: Floats) -> Pair:
         return np.ascontiguousarray(x[:, 0::2]), np.ascontiguousarray(x[:, 1::2])
 
-    def split_columns(self, values: Floats) -> Pair:
+    def split_columns(self, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         # In the planes' own order of axes: NumPy then runs along them, and scaling a plane takes 2.5 times less.
         values = np.asfortranarray(values)
         return values, values
@@ -244,15 +243,18 @@ class _HfGemmPlanes:
     def __init__(self, weight_packed: NDArray[np.int32]) -> None:
         self.ic, self.oc = weight_packed.shape[0], weight_packed.shape[1] * 8
         self._bytes = weight_packed.view(np.uint8)
-        self._scratch = np.empty(BLOCK_WEIGHTS, dtype=np.float32)
+        self._scratch = _Scratch()
 
-    def expand(self, half: int, inputs: slice, columns: slice) -> Floats:
-        return _expand(half, self._bytes[inputs, columns.start // 2 : columns.stop // 2], self._scratch)
+    def expand(self, half: int, inputs: slice, columns: slice, zeros: Bytes) -> Floats:
+        nibbles = self._scratch.nibbles(half, self._bytes[inputs, columns.start // 2 : columns.stop // 2])
+        by_group = nibbles.reshape(len(zeros), -1, nibbles.shape[1])
+        by_group -= zeros[:, None, :]
+        return self._scratch.widened(nibbles)
 
     def split_inputs(self, x: Floats) -> Pair:
         return x, x
 
-    def split_columns(self, values: Floats) -> Pair:
+    def split_columns(self, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         octets = values.reshape(len(values), -1, 8)
         low, high = (octets[:, :, order].reshape(len(values), -1) for order in self._COLUMNS)
         return low, high
@@ -268,14 +270,32 @@ class _HfGemmPlanes:
             target[:, column::8] = plane[:, byte::4]
 
 
-def _expand(half: int, pairs: NDArray[np.uint8], scratch: Floats) -> Floats:
-    """The low or the high nibbles of `pairs`, contiguous, of its shape, in the memory of `scratch`."""
-    plane = scratch[: pairs.size].reshape(pairs.shape)
-    if half == LOW:
-        np.bitwise_and(pairs, 15, out=plane, dtype=np.uint8)
-    else:
-        np.right_shift(pairs, 4, out=plane, dtype=np.uint8)
-    return plane
+class _Scratch:
+    """Memory of a block's plane, allocated once: fresh pages cost as much as the arithmetic on them."""
+
+    def __init__(self) -> None:
+        self._nibbles = np.empty(BLOCK_WEIGHTS, dtype=np.uint8)
+        self._plane = np.empty(BLOCK_WEIGHTS, dtype=np.float32)
+
+    def nibbles(self, half: int, pairs: NDArray[np.uint8]) -> Bytes:
+        """The low or the high nibbles of `pairs`, contiguous, of its shape."""
+        nibbles = self._nibbles[: pairs.size].reshape(pairs.shape)
+        if half == LOW:
+            np.bitwise_and(pairs, 15, out=nibbles)
+        else:
+            np.right_shift(pairs, 4, out=nibbles)
+        return nibbles.view(np.int8)
+
+    def widened(self, values: Bytes) -> Floats:
+        plane = self._plane[: values.size].reshape(values.shape)
+        plane[...] = values
+        return plane
+
+
+def _column_zeros(planes: _Planes, zeros: NDArray[np.int32], columns: slice, layout: str) -> tuple[Bytes, Bytes]:
+    """Zero points (groups, columns) of some columns, for each plane."""
+    unpacked = unpack_zeros(zeros[:, columns.start // 8 : columns.stop // 8], layout)
+    return planes.split_columns(unpacked.astype(np.int8))
 
 
 def _planes(weight_packed: NDArray[np.int32], layout: str) -> _Planes:
@@ -304,8 +324,16 @@ def _split_groups(
     return repeat(scales), repeat(zeros), group
 
 
-def _multiply(planes: _Planes, x_halves: Pair, scales: Floats, columns: slice, group: int, buffer: Floats) -> Floats:
-    """x @ (q * s) for some columns, (m, columns); `scales` is (groups, columns)."""
+def _multiply(
+    planes: _Planes,
+    x_halves: Pair,
+    scales: Floats,
+    zeros: tuple[Bytes, Bytes],
+    columns: slice,
+    group: int,
+    buffer: Floats,
+) -> Floats:
+    """x @ ((q - z) * s) for some columns, (m, columns); `scales` is (groups, columns), `zeros` that of each plane."""
     m = len(x_halves[LOW])
     plane_scales = planes.split_columns(scales)
     low, high = (np.zeros((m, s.shape[1]), dtype=np.float32) for s in plane_scales)
@@ -314,7 +342,8 @@ def _multiply(planes: _Planes, x_halves: Pair, scales: Floats, columns: slice, g
     for groups in _slices(len(scales), max(1, planes.block_inputs // group)):
         inputs = slice(groups.start * group_inputs, groups.stop * group_inputs)
         for half in LOW, HIGH:
-            plane = planes.expand(half, slice(groups.start * group, groups.stop * group), columns)
+            rows = slice(groups.start * group, groups.stop * group)
+            plane = planes.expand(half, rows, columns, zeros[half][groups])
             _accumulate(totals[half], x_halves[half][:, inputs], plane, plane_scales[half][groups], buffer)
     return planes.merge(*totals)
 
@@ -333,7 +362,7 @@ def _accumulate(total: Floats, x: Floats, plane: Floats, scales: Floats, buffer:
 
 
 def _product_buffer(planes: _Planes, m: int, group: int) -> Floats:
-    """Memory for the products of one plane, allocated once: fresh pages cost as much as the arithmetic on them."""
+    """Memory for the products of one plane, allocated once."""
     products = 1 if m >= _SCALE_WEIGHTS_FROM_M else max(1, planes.block_inputs // group)
     return np.empty(products * m * min(planes.oc, planes.block_columns), dtype=np.float32)
 
@@ -341,11 +370,6 @@ def _product_buffer(planes: _Planes, m: int, group: int) -> Floats:
 def _scale_per_group(plane: Floats, scales: Floats) -> None:
     grouped = _per_group(plane, len(scales))
     grouped *= scales[:, None, :]
-
-
-def _subtract_per_group(plane: Floats, zeros: Floats) -> None:
-    grouped = _per_group(plane, len(zeros))
-    grouped -= zeros[:, None, :]
 
 
 def _per_group(plane: Floats, groups: int) -> Floats:

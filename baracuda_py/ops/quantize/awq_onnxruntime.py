@@ -16,6 +16,7 @@ Sources: onnxruntime, docs/ContribOperators.md, com.microsoft.MatMulNBits; onnx/
 
 import functools
 import math
+import os
 from collections import OrderedDict
 from threading import Lock
 from typing import Any
@@ -31,6 +32,9 @@ __all__ = ["CACHE_NBYTES", "PreparedAwqGemm", "awq_gemm_onnxruntime", "matmul_nb
 
 # Bytes of packed weights, and of the copies they are compared with, that `awq_gemm_onnxruntime` keeps.
 CACHE_NBYTES = 2 << 30
+
+# What a thread of a session's pool holds, roughly: 1500 small weights with a thread each took 270 MB more.
+_THREAD_NBYTES = 128 << 10
 
 _LONGEST_BLOCK = 128
 _COMPARED_NBYTES = 1 << 20  # per step, so that a comparison needs little memory and ends at the first difference
@@ -70,9 +74,10 @@ class PreparedAwqGemm:
         options.add_external_initializers(list(constants), values)
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._half = half
-        self.nbytes = sum(value.nbytes for value in constants.values())
+        pool = threads or os.cpu_count() or 1
+        self.nbytes = sum(value.nbytes for value in constants.values()) + pool * _THREAD_NBYTES
 
-    @np.errstate(over="ignore", invalid="ignore")  # values beyond a type's range become inf silently, as on a GPU
+    @np.errstate(over="ignore", under="ignore", invalid="ignore")  # beyond a type's range inf and 0, as on a GPU
     def __call__(
         self,
         activation: NDArray[Any],

@@ -206,9 +206,10 @@ def gemm_reference(
     if name == "bias":
         return v
     if name == "bias_relu":
-        return np.where(v > 0, v, 0.0)
+        return np.where(v < 0, 0.0, v)
     if name == "bias_gelu":
         return v * 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-v / math.sqrt(2.0))
     if name == "bias_silu":
-        return v / (1.0 + np.exp(np.minimum(-v, 700.0)))  # exp(710) overflows; past 700 the quotient is 0 anyway
+        with np.errstate(over="ignore", invalid="ignore"):  # exp(710) is inf, and the quotient the right -0
+            return v / (1.0 + np.exp(-v))
     raise ValueError(f"epilogue must be 0..4 or one of {EPILOGUES} (got {epilogue!r})")

@@ -112,12 +112,16 @@ def _host(desc: SoftmaxDescriptor, input: Any, output: Any) -> None:
 
     wide = np.float64 if desc.element is ElementKind.F64 else np.float32
     source, target = np.moveaxis(input, desc.axis, -1), np.moveaxis(output, desc.axis, -1)
-    # Walk the leading axes one index at a time only as far as needed to bound a block.
+    # Walk the leading axes only as far as needed to bound a block: one index at a time, the last of them some.
     walked = 0
     while walked < source.ndim - 1 and prod(source.shape[walked:]) > _BLOCK_ELEMENTS:
         walked += 1
+    step = max(1, _BLOCK_ELEMENTS // max(1, prod(source.shape[walked:])))
+    if not walked:  # all at once
+        walked, source, target = 1, source[None], target[None]
+    blocks = [slice(start, start + step) for start in range(0, source.shape[walked - 1], step)]
     with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
-        for index in np.ndindex(source.shape[:walked]):
+        for index in ((*leading, block) for leading in np.ndindex(source.shape[: walked - 1]) for block in blocks):
             # The axis contiguous: along others NumPy adds one by one, not in pairs, and a long sum loses digits.
             x = source[index].astype(wide, order="C")
             x -= x.max(axis=-1, keepdims=True)

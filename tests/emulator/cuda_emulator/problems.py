@@ -15,7 +15,7 @@ from baracuda_py.registry import Kernel, Op, Registry
 from baracuda_py.testing.calls import Case, cases, serves
 from baracuda_py.vocab.code import PtxCode, SequenceCode
 
-__all__ = ["composed_kernels", "cuda_kernels", "cuda_ops", "problems"]
+__all__ = ["composed_kernels", "cuda_kernels", "cuda_ops", "not_served", "problems"]
 
 _BOTH = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
 _TILED, _HF_GEMM = bp.AwqWeightLayout.TILED, bp.AwqWeightLayout.HF_GEMM
@@ -42,7 +42,7 @@ _FURTHER: dict[str, tuple[Any, ...]] = {
     "int4_awq_fp8_gemm": (
         # Tiles of every height; more stages than a ring has, in ranges of k; all that can be is ragged.
         *(bp.Int4AwqFp8GemmDescriptor(m, ic, oc, group, _TILED) for m, ic, oc, group in
-          ((40, 800, 200, 32), (70, 1600, 72, 64), (150, 544, 136, -1), (130, 1088, 264, 128))),
+          ((40, 800, 200, 32), (70, 1600, 72, 64), (150, 544, 136, -1), (130, 1152, 264, 128))),
         # On a slice of a GPU, more tiles than SMs take at a time: so short that no wait for a stage parts one from the
         # next, and longer than the ring.
         *(bp.Int4AwqFp8GemmDescriptor(20, 128, 2056, 128, _TILED, element, bp.EpilogueKind.BIAS_GELU)
@@ -83,7 +83,7 @@ _OF_VARIANT: dict[str, tuple[Any, ...]] = {
     "bulk_tiled": (
         bp.Int4AwqGemmDescriptor(3, 128, 520, -1, None, _TILED, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(16, 5760, 520, -1, None, _TILED, bp.ElementKind.BF16),
-        bp.Int4AwqGemmDescriptor(16, 9408, 264, 128, None, _TILED, bp.ElementKind.BF16),  # one tile, the same
+        bp.Int4AwqGemmDescriptor(16, 9472, 264, 128, None, _TILED, bp.ElementKind.BF16),  # one tile, the same
     ),
     "bulk_hf_gemm": (
         bp.Int4AwqGemmDescriptor(3, 128, 1056, -1, None, _HF_GEMM, bp.ElementKind.BF16),
@@ -133,3 +133,14 @@ def problems(registry: Registry[Plan], kernel: Kernel) -> Iterator[Case]:
             for descriptor in (*_FURTHER.get(op.name, ()), *_OF_VARIANT.get(kernel.sku.variant, ())):
                 if serves(op, kernel, descriptor):
                     yield evolve(case, descriptor=descriptor)
+
+
+def not_served() -> list[Any]:
+    """Problems above that no kernel they are meant for serves."""
+    ops = {op.name: op for op in builtin_ops()}
+    meant = [(descriptor, ops[name], ops[name].kernels) for name, those in _FURTHER.items() for descriptor in those]
+    for variant, those in _OF_VARIANT.items():
+        for op in ops.values():
+            kernels = tuple(kernel for kernel in op.kernels if kernel.sku.variant == variant)
+            meant += [(one, op, kernels) for one in those if kernels and type(one) is op.descriptor]
+    return [descriptor for descriptor, op, kernels in meant if not any(serves(op, one, descriptor) for one in kernels)]

@@ -13,6 +13,7 @@ from baracuda_py.backends.cublaslt import CublasLtBackend
 from baracuda_py.backends.cuda import CudaBackend
 from baracuda_py.backends.host import HostBackend
 from baracuda_py.errors import InvalidProblem, NoKernel, Unsupported
+from baracuda_py.ops.gemm import dense_gemm_host
 from baracuda_py.ops.gemm.dense_gemm import OP, DenseGemmArgs, DenseGemmDescriptor, GeluForm
 from baracuda_py.plan import new_registry
 from baracuda_py.vocab.elements import numpy_dtype
@@ -201,3 +202,43 @@ def test_operands_of_another_layout_are_refused_by_name(layout: LayoutSku, batch
         with pytest.raises(InvalidProblem) as caught:
             plan.can_implement(DenseGemmArgs(**(given | {name: turned})))
         assert caught.value.rule == f"{name} shape"
+
+
+@pytest.mark.parametrize("element", [ElementKind.BF16, ElementKind.F32, ElementKind.F64], ids=lambda one: one.name)
+@pytest.mark.parametrize("form", GeluForm)
+@pytest.mark.parametrize("at", [-4.5, -5.0])
+def test_gelu_keeps_its_digits_where_it_is_nearly_zero(element: ElementKind, form: GeluForm, at: float) -> None:
+    desc = DenseGemmDescriptor(8, 64, 32, element=element, epilogue=EpilogueKind.BIAS_GELU, gelu=form)
+    given = tensors(desc, scale=0.01) | {"bias": np.full(64, at, numpy_dtype(element))}
+    exact = OP.reference(desc, **given)
+    plan = bp.select(desc, "host")
+    assert error(run_on_host(desc, given), exact) <= relative_tolerance(plan.precision_guarantee, element)
+
+
+def test_the_reference_of_the_tanh_form_does_not_cancel() -> None:
+    desc = DenseGemmDescriptor(1, 1, 1, element=ElementKind.F64, epilogue=EpilogueKind.BIAS_GELU, gelu=GeluForm.TANH)
+    zero = np.zeros((1, 1))
+    found = OP.reference(desc, a=zero, b=zero, output=zero, bias=np.array([-8.0]))
+    depth = math.sqrt(2 / math.pi) * (8 + 0.044715 * 8**3)
+    assert found.item() == pytest.approx(-8 / (1 + math.exp(2 * depth)), rel=1e-12)
+
+
+@pytest.mark.parametrize("epilogue", [EpilogueKind.BIAS_RELU, EpilogueKind.BIAS_SILU, EpilogueKind.BIAS_GELU])
+def test_kernel_and_oracle_agree_on_what_is_no_number(epilogue: EpilogueKind) -> None:
+    desc = DenseGemmDescriptor(1, 4, 1, element=ElementKind.F32, epilogue=epilogue)
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in (("a", (1, 1)), ("b", (1, 4)), ("output", (1, 4)))}
+    given = zeros | {"bias": np.array([math.nan, -math.inf, math.inf, 1], np.float32)}
+    with np.errstate(all="ignore"):
+        exact = OP.reference(desc, **given)
+    assert np.allclose(run_on_host(desc, given), exact, equal_nan=True)
+    assert math.isnan(exact[0, 0])
+
+
+def test_a_batch_of_small_matrices_is_multiplied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    desc = DenseGemmDescriptor(4, 5, 6, batch=1000, element=ElementKind.F32, beta=0.5)
+    given = tensors(desc)
+    products = []
+    product = dense_gemm_host._product
+    monkeypatch.setattr(dense_gemm_host, "_product", lambda *those: products.append(1) or product(*those))
+    assert error(run_on_host(desc, given), OP.reference(desc, **given)) <= 1e-6
+    assert len(products) == 1

@@ -340,7 +340,8 @@ def test_a_chain_of_overlapping_launches_makes_the_bits_of_plain_ones(torch, var
     if not registry.device(0).loads(sku.arch):
         pytest.skip(f"{sku.arch.name.lower()} code does not run here")
     plan = registry.plan(sku, desc, 0)
-    assert "_p2_" in plan.launches[0].entry or variant != "bulk_hf_gemm"
+    if variant == "bulk_hf_gemm" and 2 * -(-width // 64) <= plan.device.sm_count:
+        assert "_p2_" in plan.launches[0].entry
     layers = [Layer(torch, width, width, 128, layout, ElementKind.F16, seed=n, scale=1 / 256) for n in range(depth)]
     lent = bp.Workspace.borrowed(torch.empty(max(plan.workspace_size, 16), dtype=torch.uint8, device="cuda"))
     first = torch.randn(rows, width, device="cuda", dtype=torch.float16)

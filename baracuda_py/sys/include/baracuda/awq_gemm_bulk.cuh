@@ -5,8 +5,8 @@
 // A CTA computes kTokens tokens of one or more tiles of kChannels output channels, one after another. Its warps share out
 // a tile: kRowWarps take 32 or 64 channels each, kDepthWarps share out the blocks of 128 input channels (warp w takes w,
 // w + kDepthWarps, ...). Each streams its own blocks through a ring of its own, by bulk copies that one lane issues, so
-// that no barrier of the CTA lies between the first block and the last, also from tile to tile. One more warp copies x,
-// for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once.
+// that no barrier of the CTA lies between the first block of a tile and the last, and copies go on from tile to tile. One
+// more warp copies x, for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once.
 //
 // The copy engine begins late, behind barriers and what leads to them: instructions and parameters come from memory at first
 // (H100, 0.2 to 0.4 us of a launch). So the lanes of a warp ask for its first unit themselves, before anything else.

@@ -5,15 +5,15 @@
 // BulkLayout say: `slots` times depth warps * 256 * tokens, rounded up to 1024, warps * stages units, depth warps * t * c
 // sums of 4 bytes and, of two parts, t * c / 2 more, and 8 bytes for each unit and twice for each slot, or more. x_map is x
 // as (ic / 64, m, 64) with boxes of (2 * depth warps, tokens, 64), swizzled over 128 bytes; tokens <= t. Of two parts, tiles
-// is 1, and ic more than a chunk.
+// is 1, and ic more than a chunk. `overlaps` is 1 where the launch may begin before the one ahead of it has ended.
 #pragma once
 
 #include "baracuda/awq_gemm_bulk.cuh"
 
 namespace baracuda {
 
-// Warps of a tile: down the channels, and along k. Eight share out most ic evenly: eleven for 32 channels, which have twice
-// the work in the last round of 4096 x 14336, took 3 % longer there.
+// Warps of a tile: down the channels, and along k. Eight share out most ic evenly. Eleven, for 32 channels, take ten rounds of
+// ic = 14336 and one of which two have a part, 3 % longer.
 BARACUDA_CONSTANT(kC32RowWarps, 1);
 BARACUDA_CONSTANT(kC32DepthWarps, 8);
 BARACUDA_CONSTANT(kC64RowWarps, 1);
