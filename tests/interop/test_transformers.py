@@ -243,3 +243,51 @@ def test_a_buffer_that_the_folder_lacks_is_named(tmp_path):
 
     with pytest.raises(CheckpointError, match="shift"):
         load_awq(tmp_path / "awq", model_class=Shifted)
+
+
+def packed_folder(config, folder, maker=transformers.AutoModelForCausalLM, **options):
+    """A quantised folder of small random weights."""
+    torch.manual_seed(0)
+    model = maker.from_config(config, dtype=torch.float16)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.08)
+    model.save_pretrained(folder / "dense")
+    quantize_checkpoint(folder / "dense", folder / "awq", group_size=32, **options)
+    return folder / "awq"
+
+
+VISION = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 56,
+    "patch_size": 14,
+}  # fmt: skip
+COMPOSED = {
+    "a layer's buffer set by the whole": lambda: transformers.FalconH1Config(
+        **SIZES, mamba_d_ssm=128, mamba_n_heads=4, mamba_d_head=32, mamba_n_groups=1, mamba_d_state=16
+    ),
+    "CLIP's own": lambda: transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**SIZES), vision_config=transformers.CLIPVisionConfig(**VISION)
+    ),
+    "SigLIP's own": lambda: transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**SIZES), vision_config=transformers.SiglipVisionConfig(**VISION)
+    ),
+    "gemma3n": lambda: transformers.Gemma3nTextConfig(
+        **SIZES | {"num_hidden_layers": 1}, head_dim=32, vocab_size_per_layer_input=96, hidden_size_per_layer_input=32,
+        num_kv_shared_layers=0, layer_types=["full_attention"], laurel_rank=32, altup_num_inputs=2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("composed", COMPOSED)
+def test_buffers_that_another_module_or_a_sub_model_sets_are_those_of_the_dense_model(composed, tmp_path, monkeypatch):
+    config = COMPOSED[composed]()
+    auto = transformers.AutoModelForCausalLM
+    maker = transformers.AutoModelForImageTextToText if hasattr(config, "vision_config") else auto
+    folder = packed_folder(config, tmp_path, maker)
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *given, **options: empty_like(*given, **options).fill_(77))
+    found = dict(load_awq(folder, model_class=maker).named_buffers())
+    expected = dict(maker.from_pretrained(tmp_path / "dense", dtype=torch.float16).named_buffers())
+    assert expected
+    for name, buffer in expected.items():
+        torch.testing.assert_close(found[name], buffer, rtol=0, atol=0)

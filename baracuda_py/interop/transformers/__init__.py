@@ -199,11 +199,13 @@ def _module(model: Any, name: str) -> Any:
 
 
 def _make_buffers(model: Any, device: Any) -> None:
-    """Buffers that are no part of a checkpoint (rotary frequencies) are computed by the model itself."""
+    """Buffers that are no part of a checkpoint (rotary frequencies) are computed by the model itself.
+
+    Parameters have no memory yet, so computing them costs nothing.
+    """
     for module in model.modules():
-        own = ((name, module._buffers[name]) for name in module._non_persistent_buffers_set)
-        empty = [name for name, buffer in own if buffer is not None and buffer.is_meta]
-        for name in empty:
-            module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
-        if empty:
-            model._init_weights(module)
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers[name]
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device=device)
+    model.initialize_weights()  # of every module: some set the buffers of others, and sub-models know how to set theirs
