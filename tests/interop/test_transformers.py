@@ -291,3 +291,49 @@ def test_buffers_that_another_module_or_a_sub_model_sets_are_those_of_the_dense_
     assert expected
     for name, buffer in expected.items():
         torch.testing.assert_close(found[name], buffer, rtol=0, atol=0)
+
+
+def say(folder, **entries):
+    """Change the configuration."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+    return folder
+
+
+def from_pretrained(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+
+
+LOADERS = pytest.mark.parametrize("load", [load_awq, from_pretrained])
+
+
+@LOADERS
+@pytest.mark.parametrize("only", [["re:.*layers"], ["re:.*"]], ids=["dense head", "packed head"])
+def test_a_folder_with_a_head_of_its_own_keeps_it_whatever_the_configuration_says_of_ties(load, only, hooked, tmp_path):
+    folder = packed_folder(CONFIGS["llama"](), tmp_path, only=only)
+    assert ("lm_head" in checkpoints.open(folder)) == (only == ["re:.*"])
+    with torch.no_grad():
+        expected = load(folder)(PROMPT).logits
+        model = load(say(folder, tie_word_embeddings=True))
+        assert torch.equal(model(PROMPT).logits, expected)
+        packed = isinstance(model.lm_head, AwqLinear)
+        assert ("lm_head.weight" in dict(model.named_parameters(remove_duplicate=False))) is not packed
+        if load is from_pretrained:
+            model.save_pretrained(tmp_path / "again")
+            assert torch.equal(load(tmp_path / "again")(PROMPT).logits, expected)
+
+
+@LOADERS
+def test_a_tied_model_takes_the_head_where_the_folder_has_no_embedding(load, hooked, tmp_path):
+    folder = say(packed_folder(CONFIGS["llama"](), tmp_path), tie_word_embeddings=True)
+    head = load_file(folder / "model.safetensors")["lm_head.weight"]
+    changed(folder, lambda tensors: tensors.pop("model.embed_tokens.weight"))
+    model = load(folder)
+    assert model.model.embed_tokens.weight is model.lm_head.weight
+    assert torch.equal(model.lm_head.weight, head)
+
+
+def test_a_packed_head_is_no_embedding(tmp_path):
+    folder = say(packed_folder(CONFIGS["llama"](), tmp_path, only=["re:.*"]), tie_word_embeddings=True)
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight"):
+        load_awq(changed(folder, lambda tensors: tensors.pop("model.embed_tokens.weight")))

@@ -26,6 +26,7 @@ try:
     import transformers
 
     from baracuda_py.interop.transformers.experts import AwqExperts, put_experts
+    from baracuda_py.interop.transformers.linears import find_module, untie_packed
     from baracuda_py.interop.transformers.places import ExpertMatrix, Places
 except ImportError:
     raise Unsupported(
@@ -85,7 +86,9 @@ def load_awq(
     fused: dict[str, set[ExpertMatrix]] = {}
     for header in checkpoint.plain_headers.values():
         _put_tensor(model, checkpoint, header, places, device, fused)
-    model.tie_weights()
+    untie_packed(model)
+    absent = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.is_meta}
+    model.tie_weights(missing_keys=absent, recompute_mapping=False)  # what the folder has of its own stays
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     missing += [name for name, buffer in model.named_buffers() if buffer.is_meta]
     missing += [name for name, put in fused.items() if len(put) < _matrices(model, name)]
@@ -117,7 +120,7 @@ def _put_layer(
 ) -> None:
     layer = checkpoint[name]
     place = places.module(name)
-    found = _module(model, place)
+    found = find_module(model, place)
     if not isinstance(found, torch.nn.Linear):
         raise Unsupported(
             name, "a packed layer must be a torch.nn.Linear in the model", rule="linear",
@@ -140,7 +143,7 @@ def _put_tensor(
     name = header.name
     there = places.tensor(name)
     parent, _, last = there.rpartition(".")
-    module = _module(model, parent)
+    module = find_module(model, parent)
     place = getattr(module, last, None)
     matrix = None
     if not isinstance(place, torch.Tensor):
@@ -189,13 +192,6 @@ def _matrices(model: Any, fused: str) -> int:
     """How many matrices make up a tensor of experts."""
     whole = model.get_parameter(fused)
     return len(whole) * (1 if fused.endswith("down_proj") else 2)
-
-
-def _module(model: Any, name: str) -> Any:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
 
 
 def _make_buffers(model: Any, device: Any) -> None:

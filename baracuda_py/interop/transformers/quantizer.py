@@ -15,6 +15,7 @@ from baracuda_py.checkpoints.headers import TensorHeader, read_header
 from baracuda_py.errors import CheckpointError, Unsupported
 from baracuda_py.interop.torch import AwqLinear
 from baracuda_py.interop.transformers.experts import put_experts
+from baracuda_py.interop.transformers.linears import find_module, untie_packed
 from baracuda_py.interop.transformers.places import Places
 
 __all__ = ["BaracudaAwqQuantizer", "use_for_awq"]
@@ -46,6 +47,7 @@ class BaracudaAwqQuantizer(HfQuantizer):
         places = _with_experts(model, layers)
         for name, headers in layers.items():
             _replace(model, name, places.module(name), headers, config.group_size)
+        untie_packed(model)
         return model
 
     def is_serializable(self) -> bool:
@@ -91,12 +93,7 @@ def _with_experts(model: Any, layers: Mapping[str, Any]) -> Places:
 
 
 def _replace(model: Any, name: str, place: str, headers: dict[str, TensorHeader], group_size: int) -> None:
-    parent, _, last = place.rpartition(".")
-    try:
-        holder = model.get_submodule(parent)
-        found = getattr(holder, last, None)
-    except AttributeError:
-        found = None
+    found = find_module(model, place)
     if not isinstance(found, torch.nn.Linear):
         raise Unsupported(
             name, "a packed layer must be a torch.nn.Linear in the model", rule="linear",
@@ -122,4 +119,5 @@ def _replace(model: Any, name: str, place: str, headers: dict[str, TensorHeader]
                 header.file, f"its shape must be {list(shape)}, as the model is", tensor=header.name, rule="shape",
                 got=str(header),
             )  # fmt: skip
-    setattr(holder, last, made.eval())
+    parent, _, last = place.rpartition(".")
+    setattr(model.get_submodule(parent), last, made.eval())
