@@ -337,3 +337,23 @@ def test_a_packed_head_is_no_embedding(tmp_path):
     folder = say(packed_folder(CONFIGS["llama"](), tmp_path, only=["re:.*"]), tie_word_embeddings=True)
     with pytest.raises(CheckpointError, match=r"embed_tokens\.weight"):
         load_awq(changed(folder, lambda tensors: tensors.pop("model.embed_tokens.weight")))
+
+
+@LOADERS
+def test_a_bias_must_be_where_the_model_has_one_and_zeros_elsewhere(load, hooked, tmp_path):
+    folder = packed_folder(CONFIGS["qwen2, biases"](), tmp_path)
+    with torch.no_grad():
+        expected = load(folder)(PROMPT).logits
+    old, new = "model.layers.1.self_attn.q_proj.bias", "model.layers.1.self_attn.o_proj.bias"
+    bias = torch.zeros(SIZES["hidden_size"], dtype=torch.float16)
+    changed(folder, lambda tensors: tensors.update({new: bias}))
+    with torch.no_grad():
+        assert torch.equal(load(folder)(PROMPT).logits, expected)
+    bias[3] = 1
+    with pytest.raises(CheckpointError, match="must be zeros") as refused:
+        load(changed(folder, lambda tensors: tensors.update({new: bias})))
+    assert (refused.value.tensor, refused.value.rule) == (new, "unexpected")
+    changed(folder, lambda tensors: tensors.pop(new))
+    with pytest.raises(CheckpointError, match="must have a bias") as refused:
+        load(changed(folder, lambda tensors: tensors.pop(old)))
+    assert (refused.value.tensor, refused.value.rule) == (old, "missing")

@@ -26,7 +26,7 @@ try:
     import transformers
 
     from baracuda_py.interop.transformers.experts import AwqExperts, put_experts
-    from baracuda_py.interop.transformers.linears import find_module, untie_packed
+    from baracuda_py.interop.transformers.linears import check_bias, find_module, untie_packed
     from baracuda_py.interop.transformers.places import ExpertMatrix, Places
 except ImportError:
     raise Unsupported(
@@ -62,7 +62,7 @@ def load_awq(
 
     Raises:
         CheckpointError: the folder is damaged; it has a tensor for which the model has no place, of another shape than
-            it must be, or lacks one.
+            it must be, or lacks one; or a bias that the model has not, and which is not zeros.
         UnsupportedCheckpoint: packed layers that the AWQ GEMM cannot run.
         Unsupported: a packed layer in the place of something that is no `torch.nn.Linear`, nor of an expert in a model
             whose experts `AwqExperts` computes.
@@ -132,6 +132,7 @@ def _put_layer(
             "qweight", f"it must be {found.in_features} x {found.out_features}, as the model is", "shape",
             got=f"{layer.ic} x {layer.oc}",
         )  # fmt: skip
+    check_bias(found, name, layer.file, (lambda: layer.bias) if layer.has_bias else None)
     parent, _, last = place.rpartition(".")
     setattr(model.get_submodule(parent), last, AwqLinear.from_layer(layer, device=device, layout=layout))
 

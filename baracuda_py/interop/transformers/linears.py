@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from baracuda_py.errors import CheckpointError
 from baracuda_py.interop.torch import AwqLinear
 
-__all__ = ["find_module", "untie_packed"]
+__all__ = ["check_bias", "find_module", "untie_packed"]
+
+
+def check_bias(found: Any, name: str, file: object, read: Callable[[], Any] | None) -> None:
+    """Raise CheckpointError if a packed layer has a bias and the model's linear has none, or the other way round.
+
+    Args:
+        found: the model's.
+        name: of the packed layer.
+        file: that has it.
+        read: gives the bias, which may be zeros where there should be none: writers of GPTQ put them everywhere. None:
+            the layer has no bias.
+    """
+    if found.bias is not None and read is None:
+        raise CheckpointError(
+            file, "the layer must have a bias, as the model has one", tensor=f"{name}.bias", rule="missing", got="none",
+            fix="Take it from the model that was quantised, or add zeros if that had none",
+        )  # fmt: skip
+    if found.bias is None and read is not None and read().any():
+        raise CheckpointError(
+            file, "the bias must be zeros, as the model has none", tensor=f"{name}.bias", rule="unexpected",
+            got="another one", fix="Correct the configuration, or remove the bias if it is not wanted",
+        )  # fmt: skip
 
 
 def find_module(model: Any, name: str) -> Any:

@@ -11,11 +11,12 @@ import torch
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 
+from baracuda_py.checkpoints.folder import read_tensor
 from baracuda_py.checkpoints.headers import TensorHeader, read_header
 from baracuda_py.errors import CheckpointError, Unsupported
 from baracuda_py.interop.torch import AwqLinear
 from baracuda_py.interop.transformers.experts import put_experts
-from baracuda_py.interop.transformers.linears import find_module, untie_packed
+from baracuda_py.interop.transformers.linears import check_bias, find_module, untie_packed
 from baracuda_py.interop.transformers.places import Places
 
 __all__ = ["BaracudaAwqQuantizer", "use_for_awq"]
@@ -109,8 +110,10 @@ def _replace(model: Any, name: str, place: str, headers: dict[str, TensorHeader]
             scales.name, "scales must have the dtype that the model is made with", rule="dtype", got=scales.dtype,
             why=f"they would be converted to {dtype}", fix="Pass dtype, or use load_awq, which keeps them as they are",
         )  # fmt: skip
+    bias = headers.get("bias")
+    check_bias(found, name, headers["qweight"].file, None if bias is None else lambda: read_tensor(bias))
     made = AwqLinear(
-        found.in_features, found.out_features, "bias" in headers, group_size=group_size, dtype=dtype, device="meta"
+        found.in_features, found.out_features, bias is not None, group_size=group_size, dtype=dtype, device="meta"
     )
     for part, header in headers.items():
         shape = tuple(getattr(made, part).shape)
