@@ -357,3 +357,52 @@ def test_a_bias_must_be_where_the_model_has_one_and_zeros_elsewhere(load, hooked
     with pytest.raises(CheckpointError, match="must have a bias") as refused:
         load(changed(folder, lambda tensors: tensors.pop(old)))
     assert (refused.value.tensor, refused.value.rule) == (old, "missing")
+
+
+def nothing_lost(load, folder, change):
+    """The logits are what they were before the change."""
+    with torch.no_grad():
+        expected = load(folder)(PROMPT).logits
+        assert torch.equal(load(changed(folder, change))(PROMPT).logits, expected)
+
+
+@LOADERS
+def test_a_layer_that_the_model_does_without_is_left_out(load, hooked, tmp_path):
+    config = transformers.Glm4MoeConfig(
+        **SIZES, head_dim=32, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, n_group=1,
+        first_k_dense_replace=1, topk_group=1, pad_token_id=0,
+    )  # fmt: skip
+    folder = packed_folder(config, tmp_path)
+
+    def add(tensors):  # 92 is the one for speculation in GLM-4.5
+        here = [name for name in tensors if name.startswith("model.layers.1.")]
+        tensors.update({name.replace("layers.1.", "layers.92."): tensors[name].clone() for name in here})
+        tensors["model.layers.92.eh_proj.weight"] = torch.ones(128, 256, dtype=torch.float16)
+        assert "model.layers.92.mlp.experts.3.up_proj.qweight" in tensors
+
+    nothing_lost(load, folder, add)
+    layer = {f"model.layers.91.o_proj.{part}": torch.ones(8, 8).int() for part in ("qweight", "qzeros", "scales")}
+    with pytest.raises((CheckpointError, Unsupported), match=r"layers\.91\.o_proj"):
+        load(changed(folder, lambda tensors: tensors.update(layer)))
+
+
+@LOADERS
+def test_masks_of_old_checkpoints_are_left_out(load, hooked, tmp_path):
+    config = transformers.GPTNeoXConfig(**{name: size for name, size in SIZES.items() if "key_value" not in name})
+    attention = "gpt_neox.layers.0.attention"
+    old = {
+        f"{attention}.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool),
+        f"{attention}.masked_bias": torch.tensor(-1e9),
+        f"{attention}.rotary_emb.inv_freq": torch.ones(4),
+    }
+    nothing_lost(load, packed_folder(config, tmp_path), lambda tensors: tensors.update(old))
+
+
+@LOADERS
+def test_scales_of_an_activation_are_refused(load, hooked, tmp_path):
+    folder = packed_folder(transformers.Starcoder2Config(**SIZES), tmp_path)
+    name = "model.layers.0.mlp.act.scales"
+    scales = torch.full((SIZES["intermediate_size"],), 4, dtype=torch.float16)
+    with pytest.raises(CheckpointError, match="a place for every") as refused:
+        load(changed(folder, lambda tensors: tensors.update({name: scales})))
+    assert (refused.value.tensor, refused.value.rule) == (name, "unexpected")

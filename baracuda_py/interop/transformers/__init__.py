@@ -118,9 +118,11 @@ def _with_experts(model: Any, checkpoint: Checkpoint) -> Places:
 def _put_layer(
     model: Any, checkpoint: Checkpoint, name: str, places: Places, device: Any, layout: AwqWeightLayout
 ) -> None:
-    layer = checkpoint[name]
     place = places.module(name)
     found = find_module(model, place)
+    if found is None and places.is_ignored(f"{place}.weight"):
+        return
+    layer = checkpoint[name]
     if not isinstance(found, torch.nn.Linear):
         raise Unsupported(
             name, "a packed layer must be a torch.nn.Linear in the model", rule="linear",
@@ -151,6 +153,8 @@ def _put_tensor(
         if name.endswith((".inv_freq", ".rotary_emb.inv_freq")):
             return  # old checkpoints have what models compute
         matrix = places.expert(name)
+        if matrix is None and places.is_ignored(there):
+            return
         if matrix is None:
             raise CheckpointError(
                 header.file, "the model must have a place for every tensor", tensor=name, rule="unexpected",

@@ -29,7 +29,8 @@ class BaracudaAwqQuantizer(HfQuantizer):
 
     Loading raises Unsupported for another `version` than gemm or another number of bits, for scales of another dtype
     than the model is made with, and for packed weights in the place of something that is no `torch.nn.Linear` and no
-    expert of a layer whose experts are all packed.
+    expert of a layer whose experts are all packed. It raises CheckpointError for parts that are missing or of another
+    shape, for a bias where the model has none or none where it has one, and for scales of an activation.
     """
 
     requires_calibration = True
@@ -44,10 +45,16 @@ class BaracudaAwqQuantizer(HfQuantizer):
                 got=f"{config.bits} bits, {version}",
                 fix="load_awq takes every format, and `baracuda-py convert` writes this one",
             )  # fmt: skip
-        layers = _packed(checkpoint_files or ())
+        tensors: dict[str, TensorHeader] = {}
+        for file in checkpoint_files or ():
+            tensors |= read_header(Path(file)).tensors
+        layers = _packed(tensors)
         places = _with_experts(model, layers)
         for name, headers in layers.items():
-            _replace(model, name, places.module(name), headers, config.group_size)
+            place = places.module(name)
+            if not places.is_ignored(f"{place}.weight") or find_module(model, place) is not None:
+                _replace(model, name, place, headers, config.group_size)
+        _check_scales(tensors, layers, places)
         untie_packed(model)
         return model
 
@@ -66,14 +73,26 @@ def use_for_awq() -> None:
     AUTO_QUANTIZER_MAPPING["awq"] = BaracudaAwqQuantizer
 
 
-def _packed(files: Any) -> dict[str, dict[str, TensorHeader]]:
+def _packed(tensors: Mapping[str, TensorHeader]) -> dict[str, dict[str, TensorHeader]]:
     """The headers of each packed layer, by the part's name."""
-    tensors = {name: header for file in files for name, header in read_header(Path(file)).tensors.items()}
     layers = (name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight"))
     parts = ("qweight", "qzeros", "scales", "bias")
     return {
         layer: {part: tensors[f"{layer}.{part}"] for part in parts if f"{layer}.{part}" in tensors} for layer in layers
     }
+
+
+def _check_scales(tensors: Mapping[str, TensorHeader], layers: Mapping[str, Any], places: Places) -> None:
+    """Raise CheckpointError if some belong to an activation: transformers would drop them with a warning at most."""
+    for name, header in tensors.items():
+        module, _, part = name.rpartition(".")
+        place = places.tensor(name)
+        if part == "scales" and module not in layers and not places.is_there(place) and not places.is_ignored(place):
+            raise CheckpointError(
+                header.file, "the model must have a place for every scales", tensor=name, rule="unexpected",
+                got=str(header), why="AutoAWQ divides by those of an activation, and the model's activation does not",
+                fix="Quantise the model anew, without scales of activations",
+            )  # fmt: skip
 
 
 def _with_experts(model: Any, layers: Mapping[str, Any]) -> Places:
