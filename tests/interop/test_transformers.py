@@ -406,3 +406,41 @@ def test_scales_of_an_activation_are_refused(load, hooked, tmp_path):
     with pytest.raises(CheckpointError, match="a place for every") as refused:
         load(changed(folder, lambda tensors: tensors.update({name: scales})))
     assert (refused.value.tensor, refused.value.rule) == (name, "unexpected")
+
+
+AWKWARD = {  # models that touch the weight of a linear, when they are made or when they run
+    "a mask beside the packed layers": lambda: transformers.GPTNeoConfig(
+        hidden_size=128, num_layers=2, num_heads=4, vocab_size=96, attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64,
+    ),
+    "gpt_bigcode": lambda: transformers.GPTBigCodeConfig(
+        n_embd=128, n_layer=1, n_head=4, vocab_size=96, n_positions=64
+    ),
+    "jamba": lambda: transformers.JambaConfig(
+        **SIZES, num_experts=2, use_mamba_kernels=False, mamba_dt_rank=32, attn_layer_period=2, attn_layer_offset=1
+    ),
+    "t5": lambda: transformers.T5Config(
+        d_model=128, d_ff=256, num_layers=1, num_heads=4, d_kv=32, vocab_size=96, feed_forward_proj="gated-gelu"
+    ),
+    "SigLIP": COMPOSED["SigLIP's own"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("awkward", AWKWARD)
+def test_models_that_touch_the_weight_of_a_linear_load_and_run(awkward, hooked, tmp_path):
+    maker, given = transformers.AutoModelForCausalLM, {"input_ids": PROMPT}
+    if awkward == "t5":
+        maker, given = transformers.AutoModelForSeq2SeqLM, {"input_ids": PROMPT, "decoder_input_ids": PROMPT[:, :4]}
+    elif awkward == "SigLIP":
+        maker = transformers.AutoModelForImageTextToText
+    folder = packed_folder(AWKWARD[awkward](), tmp_path, maker)
+    read = checkpoints.open(folder)
+    weights = {f"{name}.weight": torch.from_numpy(checkpoints.unpack(read[name]).weights().T.copy()) for name in read}
+    changed(tmp_path / "dense", lambda tensors: tensors.update({n: w.half() for n, w in weights.items()}))
+    with torch.no_grad():
+        expected = maker.from_pretrained(tmp_path / "dense", dtype=torch.float16)(**given).logits
+        for model in (load_awq(folder, model_class=maker), maker.from_pretrained(folder, dtype=torch.float16)):
+            packed = [one for one in model.modules() if isinstance(one, AwqLinear)]
+            assert len(packed) == len(read)
+            assert {one.scales.dtype for one in packed} == {torch.float16}
+            assert error(model(**given).logits, expected) < 5e-3

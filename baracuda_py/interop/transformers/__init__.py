@@ -26,7 +26,7 @@ try:
     import transformers
 
     from baracuda_py.interop.transformers.experts import AwqExperts, put_experts
-    from baracuda_py.interop.transformers.linears import check_bias, find_module, untie_packed
+    from baracuda_py.interop.transformers.linears import check_bias, drop_weight, find_module, untie_packed
     from baracuda_py.interop.transformers.places import ExpertMatrix, Places
 except ImportError:
     raise Unsupported(
@@ -101,6 +101,9 @@ def load_awq(
         fuse_projections(model)
     if (Path(path) / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = transformers.GenerationConfig.from_pretrained(str(path), local_files_only=True)
+    for part in model.modules():
+        if isinstance(part, transformers.PreTrainedModel):
+            part.config._is_quantized = True  # Jamba multiplies by a layer's weight otherwise
     return model.requires_grad_(False).eval()
 
 
@@ -135,8 +138,10 @@ def _put_layer(
             got=f"{layer.ic} x {layer.oc}",
         )  # fmt: skip
     check_bias(found, name, layer.file, (lambda: layer.bias) if layer.has_bias else None)
+    made = AwqLinear.from_layer(layer, device=device, layout=layout)
+    drop_weight(made)
     parent, _, last = place.rpartition(".")
-    setattr(model.get_submodule(parent), last, AwqLinear.from_layer(layer, device=device, layout=layout))
+    setattr(model.get_submodule(parent), last, made)
 
 
 def _put_tensor(

@@ -16,7 +16,7 @@ from baracuda_py.checkpoints.headers import TensorHeader, read_header
 from baracuda_py.errors import CheckpointError, Unsupported
 from baracuda_py.interop.torch import AwqLinear
 from baracuda_py.interop.transformers.experts import put_experts
-from baracuda_py.interop.transformers.linears import check_bias, find_module, untie_packed
+from baracuda_py.interop.transformers.linears import check_bias, drop_weight, find_module, stand_in_weight, untie_packed
 from baracuda_py.interop.transformers.places import Places
 
 __all__ = ["BaracudaAwqQuantizer", "use_for_awq"]
@@ -56,6 +56,15 @@ class BaracudaAwqQuantizer(HfQuantizer):
                 _replace(model, name, place, headers, config.group_size)
         _check_scales(tensors, layers, places)
         untie_packed(model)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        for layer in model.modules():
+            if isinstance(layer, AwqLinear):
+                # A model that wants a module in f32, as T5 does, has converted all of it; back again, nothing is lost.
+                layer.scales = layer.scales.to(layer.weight.dtype)
+                layer.bias = None if layer.bias is None else layer.bias.to(layer.weight.dtype)
+                drop_weight(layer)
         return model
 
     def is_serializable(self) -> bool:
@@ -141,5 +150,6 @@ def _replace(model: Any, name: str, place: str, headers: dict[str, TensorHeader]
                 header.file, f"its shape must be {list(shape)}, as the model is", tensor=header.name, rule="shape",
                 got=str(header),
             )  # fmt: skip
+    stand_in_weight(made, found.weight)
     parent, _, last = place.rpartition(".")
     setattr(model.get_submodule(parent), last, made.eval())
