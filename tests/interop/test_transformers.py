@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -444,3 +446,28 @@ def test_models_that_touch_the_weight_of_a_linear_load_and_run(awkward, hooked, 
             assert len(packed) == len(read)
             assert {one.scales.dtype for one in packed} == {torch.float16}
             assert error(model(**given).logits, expected) < 5e-3
+
+
+def unpickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, unpickled])
+def test_a_loaded_model_and_its_copies_refuse_to_be_saved_as_a_folder_that_nothing_reads(copied, folder, tmp_path):
+    model = load_awq(folder)
+    with torch.no_grad():
+        expected = model(PROMPT).logits
+        model = copied(model)
+        assert torch.equal(model(PROMPT).logits, expected)
+    for part in (model, model.model):
+        with pytest.raises(Unsupported, match="Copy the folder") as refused:
+            part.save_pretrained(tmp_path / "again")
+        assert str(folder) in str(refused.value)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_loaded_model_without_packed_layers_is_saved(folder, tmp_path):
+    model = load_awq(folder.parent / "dense")
+    model.save_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(load_awq(tmp_path / "again")(PROMPT).logits, model(PROMPT).logits)

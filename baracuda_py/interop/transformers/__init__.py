@@ -12,6 +12,7 @@ ones, an `AwqExperts` takes the module's place.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def load_awq(
     fuse: bool = False,
 ) -> Any:
     """The model of a folder, ready to run: in evaluation mode, without gradients.
+
+    It cannot be saved by `save_pretrained`, which raises Unsupported: the folder is there already.
 
     What is quantised is decided by the tensors that are there, not by the configuration's list of what is not.
 
@@ -101,10 +104,19 @@ def load_awq(
         fuse_projections(model)
     if (Path(path) / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = transformers.GenerationConfig.from_pretrained(str(path), local_files_only=True)
-    for part in model.modules():
+    for part in model.modules() if len(checkpoint) else ():
         if isinstance(part, transformers.PreTrainedModel):
             part.config._is_quantized = True  # Jamba multiplies by a layer's weight otherwise
+            part.save_pretrained = partial(_refuse_to_save, str(path))  # no method: it would tie copies to this model
     return model.requires_grad_(False).eval()
+
+
+def _refuse_to_save(path: str, *_: Any, **__: Any) -> None:
+    raise Unsupported(
+        "save_pretrained", "the model must not be one of load_awq with packed layers", rule="save_pretrained",
+        got=f"that of {path}", why="the folder would have no quantization_config by which to read the weights",
+        fix="Copy the folder that it was loaded from, or give it another format with `baracuda-py convert`",
+    )  # fmt: skip
 
 
 def _with_experts(model: Any, checkpoint: Checkpoint) -> Places:
