@@ -12,6 +12,7 @@ ones, an `AwqExperts` takes the module's place.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ try:
     import transformers
 
     from baracuda_py.interop.transformers.experts import AwqExperts, put_experts
+    from baracuda_py.interop.transformers.linears import check_bias, drop_weight, find_module, untie_packed
     from baracuda_py.interop.transformers.places import ExpertMatrix, Places
 except ImportError:
     raise Unsupported(
@@ -47,6 +49,8 @@ def load_awq(
 ) -> Any:
     """The model of a folder, ready to run: in evaluation mode, without gradients.
 
+    It cannot be saved by `save_pretrained`, which raises Unsupported: the folder is there already.
+
     What is quantised is decided by the tensors that are there, not by the configuration's list of what is not.
 
     Args:
@@ -61,7 +65,7 @@ def load_awq(
 
     Raises:
         CheckpointError: the folder is damaged; it has a tensor for which the model has no place, of another shape than
-            it must be, or lacks one.
+            it must be, or lacks one; or a bias that the model has not, and which is not zeros.
         UnsupportedCheckpoint: packed layers that the AWQ GEMM cannot run.
         Unsupported: a packed layer in the place of something that is no `torch.nn.Linear`, nor of an expert in a model
             whose experts `AwqExperts` computes.
@@ -85,7 +89,9 @@ def load_awq(
     fused: dict[str, set[ExpertMatrix]] = {}
     for header in checkpoint.plain_headers.values():
         _put_tensor(model, checkpoint, header, places, device, fused)
-    model.tie_weights()
+    untie_packed(model)
+    absent = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.is_meta}
+    model.tie_weights(missing_keys=absent, recompute_mapping=False)  # what the folder has of its own stays
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     missing += [name for name, buffer in model.named_buffers() if buffer.is_meta]
     missing += [name for name, put in fused.items() if len(put) < _matrices(model, name)]
@@ -98,7 +104,19 @@ def load_awq(
         fuse_projections(model)
     if (Path(path) / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = transformers.GenerationConfig.from_pretrained(str(path), local_files_only=True)
+    for part in model.modules() if len(checkpoint) else ():
+        if isinstance(part, transformers.PreTrainedModel):
+            part.config._is_quantized = True  # Jamba multiplies by a layer's weight otherwise
+            part.save_pretrained = partial(_refuse_to_save, str(path))  # no method: it would tie copies to this model
     return model.requires_grad_(False).eval()
+
+
+def _refuse_to_save(path: str, *_: Any, **__: Any) -> None:
+    raise Unsupported(
+        "save_pretrained", "the model must not be one of load_awq with packed layers", rule="save_pretrained",
+        got=f"that of {path}", why="the folder would have no quantization_config by which to read the weights",
+        fix="Copy the folder that it was loaded from, or give it another format with `baracuda-py convert`",
+    )  # fmt: skip
 
 
 def _with_experts(model: Any, checkpoint: Checkpoint) -> Places:
@@ -115,9 +133,11 @@ def _with_experts(model: Any, checkpoint: Checkpoint) -> Places:
 def _put_layer(
     model: Any, checkpoint: Checkpoint, name: str, places: Places, device: Any, layout: AwqWeightLayout
 ) -> None:
-    layer = checkpoint[name]
     place = places.module(name)
-    found = _module(model, place)
+    found = find_module(model, place)
+    if found is None and places.is_ignored(f"{place}.weight"):
+        return
+    layer = checkpoint[name]
     if not isinstance(found, torch.nn.Linear):
         raise Unsupported(
             name, "a packed layer must be a torch.nn.Linear in the model", rule="linear",
@@ -129,8 +149,11 @@ def _put_layer(
             "qweight", f"it must be {found.in_features} x {found.out_features}, as the model is", "shape",
             got=f"{layer.ic} x {layer.oc}",
         )  # fmt: skip
+    check_bias(found, name, layer.file, (lambda: layer.bias) if layer.has_bias else None)
+    made = AwqLinear.from_layer(layer, device=device, layout=layout)
+    drop_weight(made)
     parent, _, last = place.rpartition(".")
-    setattr(model.get_submodule(parent), last, AwqLinear.from_layer(layer, device=device, layout=layout))
+    setattr(model.get_submodule(parent), last, made)
 
 
 def _put_tensor(
@@ -140,13 +163,15 @@ def _put_tensor(
     name = header.name
     there = places.tensor(name)
     parent, _, last = there.rpartition(".")
-    module = _module(model, parent)
+    module = find_module(model, parent)
     place = getattr(module, last, None)
     matrix = None
     if not isinstance(place, torch.Tensor):
         if name.endswith((".inv_freq", ".rotary_emb.inv_freq")):
             return  # old checkpoints have what models compute
         matrix = places.expert(name)
+        if matrix is None and places.is_ignored(there):
+            return
         if matrix is None:
             raise CheckpointError(
                 header.file, "the model must have a place for every tensor", tensor=name, rule="unexpected",
@@ -191,19 +216,14 @@ def _matrices(model: Any, fused: str) -> int:
     return len(whole) * (1 if fused.endswith("down_proj") else 2)
 
 
-def _module(model: Any, name: str) -> Any:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
-
-
 def _make_buffers(model: Any, device: Any) -> None:
-    """Buffers that are no part of a checkpoint (rotary frequencies) are computed by the model itself."""
+    """Buffers that are no part of a checkpoint (rotary frequencies) are computed by the model itself.
+
+    Parameters have no memory yet, so computing them costs nothing.
+    """
     for module in model.modules():
-        own = ((name, module._buffers[name]) for name in module._non_persistent_buffers_set)
-        empty = [name for name, buffer in own if buffer is not None and buffer.is_meta]
-        for name in empty:
-            module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
-        if empty:
-            model._init_weights(module)
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers[name]
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device=device)
+    model.initialize_weights()  # of every module: some set the buffers of others, and sub-models know how to set theirs

@@ -56,6 +56,7 @@ class Places:
         self._converters = [one for one in conversions if isinstance(one, WeightConverter)]
         self._converter_of = {source: one for one in self._converters for source in one.source_patterns}
         self._model = model.base_model_prefix, dict.fromkeys(model.state_dict(), True)
+        self._ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
         # Patterns of parameters that the model wants in f32 whatever its dtype, such as the weight of a router.
         wanted = model._get_dtype_plan(model.dtype)
         self._dtypes = {re.compile(pattern.replace("*", ".*")): dtype for pattern, dtype in wanted.items()}
@@ -72,6 +73,14 @@ class Places:
     def module(self, name: str) -> str:
         """The model's name for a linear."""
         return self.tensor(f"{name}.weight").removesuffix(".weight")
+
+    def is_there(self, place: str) -> bool:
+        """Whether the model has a parameter or a buffer of that name."""
+        return place in self._model[1]
+
+    def is_ignored(self, place: str) -> bool:
+        """Whether the model does without that tensor where it has no place for it, such as an extra layer's."""
+        return not self.is_there(place) and any(pattern.search(place) for pattern in self._ignored)
 
     def dtype(self, place: str, made: Any) -> Any:
         """The dtype of a parameter, by its name in the model, that was made with the dtype `made`."""
