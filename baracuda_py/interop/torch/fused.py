@@ -3,6 +3,9 @@
 One weight of 6144 x 4096 is read in less time than three of 4096, 1024 and 1024, because a launch has a start and an
 end however small it is. The layers keep their places and names in the model, which calls them as before: whichever is
 called first computes all, and the others hand out their parts.
+
+Whoever records operators (`torch.compile`, `torch.export`) gets a product for each part: what is recorded runs again
+when nobody is there to see whether the tensor is still what it was.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 import torch
 
 from baracuda_py.errors import InvalidProblem
-from baracuda_py.interop.torch.linear import AwqLinear
+from baracuda_py.interop.torch.linear import AwqLinear, operators_are_seen
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
 from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS
 
@@ -62,19 +65,18 @@ class AwqPart(torch.nn.Module):
     """Some output features of an `AwqLinear`, in the place of the layer that had them alone; made by `fuse`.
 
     Parts that are given the same tensor one after another, unchanged and on one stream, share one product. What they
-    give are views of it, with its row stride.
+    give are views of it, with its row stride. Compiled or exported, each has its own product, of its own weights where
+    they are TILED, and otherwise of all.
 
     Attributes:
         whole: the `AwqLinear`; a submodule of the first part only, so that walks over the model find it once.
         in_features, out_features: as of `AwqLinear`.
     """
 
-    def __init__(
-        self, whole: AwqLinear, sizes: tuple[int, ...], index: int, results: _Results, traced: _Result
-    ) -> None:
+    def __init__(self, whole: AwqLinear, sizes: tuple[int, ...], index: int, results: _Results) -> None:
         super().__init__()
         self.in_features, self.out_features = whole.in_features, sizes[index]
-        self._sizes, self._index, self._results, self._traced = sizes, index, results, traced
+        self._sizes, self._index, self._results = sizes, index, results
         if index == 0:
             self.whole = whole
         else:
@@ -82,9 +84,16 @@ class AwqPart(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         """y (..., out_features) of x (..., in_features)."""
-        if torch.compiler.is_compiling():  # which follows a plain object, but nothing of a thread
-            return self._traced.take(self.whole, self._sizes, self._index, x, None)
+        if operators_are_seen():
+            return self._alone(x)
         return self._results.own.take(self.whole, self._sizes, self._index, x, _state(x))
+
+    def _alone(self, x: Any) -> Any:
+        """A product of this part's: of its own tiles, or where features do not lie apart, a view of the whole one."""
+        first = sum(self._sizes[: self._index])
+        if self.whole.layout is AwqWeightLayout.TILED and not _is_hooked(self.whole):
+            return self.whole._operator(x, first, self.out_features)
+        return self.whole(x).narrow(-1, first, self.out_features)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -116,9 +125,9 @@ def fuse(parent: Any, names: Sequence[str]) -> AwqLinear:
         setattr(whole, name, None if parts[0] is None else torch.cat(parts, along))
     whole._scales_element = first.scales_element
     whole.overlap, whole.fp8_rows = all(layer.overlap for layer in layers), first.fp8_rows
-    results, traced = _Results(), _Result()
+    results = _Results()
     for index, name in enumerate(names):
-        setattr(parent, name, AwqPart(whole, sizes, index, results, traced))
+        setattr(parent, name, AwqPart(whole, sizes, index, results))
     return whole
 
 
@@ -136,6 +145,12 @@ def fuse_projections(model: Any) -> int:
                 fuse(parent, names)
                 made += 1
     return made
+
+
+def _is_hooked(layer: Any) -> bool:
+    """Whether a call of the layer does more than its class says."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return any(map(bool, hooks)) or "forward" in layer.__dict__
 
 
 def _differences(layers: Sequence[Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from baracuda_py.interop.torch.calls import as_tensor, readable, workspace_for
 from baracuda_py.ops.quantize.awq_fp8_gemm import Int4AwqFp8GemmArgs, Int4AwqFp8GemmDescriptor
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
 from baracuda_py.ops.quantize.awq_repack import Int4AwqRepackArgs, Int4AwqRepackDescriptor
+from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS
 from baracuda_py.ops.quantize.per_token import QuantizePerTokenArgs, QuantizePerTokenDescriptor
 from baracuda_py.vocab.elements import element_of_torch
 from baracuda_py.vocab.enums import ElementKind, EpilogueKind
@@ -22,7 +23,7 @@ from baracuda_py.vocab.preference import Workspace
 if TYPE_CHECKING:
     from baracuda_py.checkpoints.layer import PackedLayer
 
-__all__ = ["AwqLinear"]
+__all__ = ["AwqLinear", "operators_are_seen"]
 
 _SCALES = {torch.float16: ElementKind.F16, torch.bfloat16: ElementKind.BF16}
 _ELEMENTS = {element.name.lower(): element for element in _SCALES.values()}
@@ -181,11 +182,8 @@ class AwqLinear(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         """y (..., out_features) of x (..., in_features)."""
-        if (
-            torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-            or torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0
-        ):  # fmt: skip
-            return self._operator(x)  # whoever records operators, or differentiates them, sees no launch
+        if operators_are_seen():
+            return self._operator(x)
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("AwqLinear has no gradient: run it under torch.no_grad(), or detach its input")
         checked = self._checked
@@ -334,14 +332,24 @@ class AwqLinear(torch.nn.Module):
                 unexpected_keys.remove(prefix + _FORM)
         self._checked = None
 
-    def _operator(self, x: Any) -> Any:
-        """The same as `torch.ops.baracuda.int4_awq_gemm`, which compilers see through."""
+    def _operator(self, x: Any, first: int = 0, count: int | None = None) -> Any:
+        """The same as `torch.ops.baracuda.int4_awq_gemm`, which compilers see through.
+
+        Args:
+            x: (..., in_features).
+            first, count: output features of TILED weights, from a tile's first; None: all.
+        """
         self._check(x)
         flat = x.reshape(-1, self.in_features)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         weight = self.qweight, self.scales, self.qzeros, bias
+        if count is None:
+            count = self.out_features
+        else:
+            tiles = self.qweight.narrow(0, first // TILE_ROWS, -(-count // TILE_ROWS))
+            weight = tiles, None, None, None if bias is None else bias.narrow(0, first, count)
         words = {
-            "oc": self.out_features, "group_size": self.group_size, "weight_layout": self.layout.value,
+            "oc": count, "group_size": self.group_size, "weight_layout": self.layout.value,
             "scales_element": self.scales_element.name.lower(), "epilogue": "identity" if bias is None else "bias",
         }  # fmt: skip
         if self._fp8_rows is not None and flat.shape[0] >= self._fp8_rows:
@@ -350,7 +358,7 @@ class AwqLinear(torch.nn.Module):
             made = torch.ops.baracuda.int4_awq_fp8_gemm(rows, factors, *weight, element=element, **words)
         else:
             made = torch.ops.baracuda.int4_awq_gemm(flat, *weight, split_k_iters=None, **words)
-        return made.reshape(*x.shape[:-1], self.out_features)
+        return made.reshape(*x.shape[:-1], count)
 
     def _plan(self, flat: Any) -> Any:
         return bp.select(self._descriptor(flat.shape[0], self._element_of(flat), self.bias is not None), flat.device)
@@ -385,6 +393,14 @@ class AwqLinear(torch.nn.Module):
             rows, self.in_features, self.out_features, self.group_size, self.layout, element,
             EpilogueKind.IDENTITY if self.bias is None else EpilogueKind.BIAS, self.scales_element,
         )  # fmt: skip
+
+
+def operators_are_seen() -> bool:
+    """Whether somebody records operators, or differentiates them, and is to see no launch."""
+    return (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0
+    )  # fmt: skip
 
 
 def _scales_element(dtype: Any) -> ElementKind:
