@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -84,7 +86,7 @@ def test_nothing_is_held_once_every_part_is_taken():
     block = Block()
     fuse(block, NAMES)
     block(torch.randn(2, IC).half())
-    assert block.q_proj._results.own.input is None
+    assert block.q_proj._results.own.parts == []
 
 
 def test_a_call_of_another_thread_in_between_changes_nothing():
@@ -98,7 +100,7 @@ def test_a_call_of_another_thread_in_between_changes_nothing():
         found = [first, block.k_proj(x), block.v_proj(x)]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(between, theirs, strict=False))
-    assert block.q_proj._results.own.input is None
+    assert block.q_proj._results.own.parts == []
 
 
 def test_copies_share_their_weights_among_themselves_alone():
@@ -252,3 +254,89 @@ def test_what_changes_in_between_is_computed_anew():
     with torch.inference_mode():
         block.q_proj(x)
     assert not block.v_proj(x).is_inference()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_of_the_inference_mode_share_no_product(layout):
+    apart, fused = apart_and_fused(Changing, layout=layout)
+    with torch.inference_mode():
+        x = torch.randn(2, IC).half()
+        for _ in range(2):
+            equal(fused(x), apart(x))
+        weights_of_the_mode = copy.deepcopy(fused)
+    x = torch.randn(2, IC).half()
+    equal(weights_of_the_mode(x), apart(x))
+
+
+def test_weights_that_change_in_between_are_read_anew():
+    apart, fused = apart_and_fused()
+    other, fused_other = apart_and_fused()
+    whole = fused.q_proj.whole
+    x = torch.randn(2, IC).half()
+
+    def loaded(**options):
+        fused.load_state_dict(fused_other.state_dict(), **options)
+        return other
+
+    def replaced():
+        whole.qweight = fused_other.q_proj.whole.qweight.clone()
+        whole.qzeros.data = fused_other.q_proj.whole.qzeros.clone()
+        whole.scales, whole.bias = fused_other.q_proj.whole.scales.clone(), fused_other.q_proj.whole.bias.clone()
+        return other
+
+    start = {name: tensor.clone() for name, tensor in fused.state_dict().items()}
+    for change in (loaded, lambda: loaded(assign=True), replaced):
+        fused.load_state_dict(copy.deepcopy(start), assign=True)
+        equal([fused.q_proj(x)], [apart.q_proj(x)])
+        changed = change()
+        equal([fused.k_proj(x)], [changed.k_proj(x)])
+
+
+def test_data_that_moves_is_another_input():
+    apart, fused = apart_and_fused()
+    x = torch.randn(2, IC).half()
+    fused.q_proj(x)
+    x.data = torch.randn(2, IC).half()
+    equal([fused.k_proj(x)], [apart.k_proj(x)])
+
+
+def test_a_gradient_is_refused_behind_a_part_that_had_none():
+    block = Block()
+    fuse(block, NAMES)
+    x = torch.randn(2, IC).half().requires_grad_()
+    with torch.no_grad():
+        block.q_proj(x)
+    with pytest.raises(RuntimeError, match="no gradient"):
+        block.k_proj(x)
+
+
+def test_parts_that_nobody_takes_go_with_their_input():
+    block = Block()
+    fuse(block, NAMES)
+    x = torch.randn(2, IC).half()
+    block.q_proj(x)
+    result = block.q_proj._results.own
+    held = weakref.ref(x)
+    assert len(result.parts) == len(SIZES)
+    del x
+    gc.collect()
+    assert held() is None
+    assert not result.parts
+    equal([block.k_proj(torch.ones(2, IC).half())], [block.q_proj.whole(torch.ones(2, IC).half())[:, 128:192]])
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda layer: layer.register_forward_hook(lambda module, given, made: made + 1),
+        lambda layer: layer.register_forward_pre_hook(lambda module, given: None),
+        lambda layer: setattr(layer, "forward", lambda x: x),
+    ],
+)
+def test_layers_with_hooks_are_left_alone(hook):
+    block = Block()
+    hook(block.k_proj)
+    with pytest.raises(InvalidProblem, match="hooks"):
+        fuse(block, NAMES)
+    assert fuse_projections(block) == 0
+    assert type(block.k_proj) is AwqLinear

@@ -11,12 +11,14 @@ when nobody is there to see whether the tensor is still what it was.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from baracuda_py.errors import InvalidProblem
+from baracuda_py.interop.torch import kept
 from baracuda_py.interop.torch.linear import AwqLinear, operators_are_seen
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
 from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS
@@ -27,21 +29,32 @@ _SIBLINGS = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")  # as trans
 
 
 class _Result:
-    """What the last call of the whole layer made, until every part of it has been handed out."""
+    """What the last call of the whole layer made, until every part of it has been handed out or its input is gone."""
 
     def __init__(self) -> None:
-        self.input: Any = None
+        self.input: Any = None  # a weak reference, and those of the weights
+        self.weights: list[Any] = []
         self.state: Any = None
         self.parts: list[Any] = []
 
-    def take(self, whole: AwqLinear, sizes: Sequence[int], index: int, x: Any, state: Any) -> Any:
+    def take(self, whole: AwqLinear, sizes: Sequence[int], index: int, x: Any) -> Any:
         """Part `index` of `whole(x)`, computed unless an earlier part of the same tensor's in the same state was."""
-        if self.input is not x or self.state != state or self.parts[index] is None:
-            self.input, self.state, self.parts = x, state, list(whole(x).split(sizes, -1))
-        part = self.parts[index]
-        self.parts[index] = None
-        if all(other is None for other in self.parts):
-            self.input, self.state, self.parts = None, None, []
+        state, weights, parts = _state(whole, x), whole._buffers.values(), self.parts
+        if (
+            not parts or parts[index] is None or self.input() is not x or self.state != state
+            or any(was() is not weight for was, weight in zip(self.weights, weights, strict=True))
+        ):  # fmt: skip
+            parts = list(whole(x).split(sizes, -1))
+
+            def forget(_: Any) -> None:
+                parts.clear()  # whatever others have been made since
+
+            self.input, self.weights = weakref.ref(x, forget), [kept.weak(weight) for weight in weights]
+            self.state, self.parts = state, parts
+        part = parts[index]
+        parts[index] = None
+        if all(other is None for other in parts):
+            self.parts = []
         return part
 
 
@@ -55,18 +68,27 @@ class _Results(threading.local):
         return _Results, ()  # of a copy, and of a file, nothing has been computed
 
 
-def _state(x: Any) -> tuple[Any, ...]:
-    """What makes a result another one, or of no use: a change of the tensor, another stream, another mode."""
+def _state(whole: AwqLinear, x: Any) -> tuple[Any, ...]:
+    """What makes a result another one, or of no use: a change of the tensor or the weights, another stream or mode."""
     stream = torch._C._cuda_getCurrentRawStream(x.device.index) if x.is_cuda else 0
-    return None if x.is_inference() else x._version, torch.is_inference_mode_enabled(), stream
+    weights = [None if weight is None else (weight._version, weight.data_ptr()) for weight in whole._buffers.values()]
+    return x._version, x.data_ptr(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), stream, weights
+
+
+def _can_be_watched(whole: AwqLinear, x: Any) -> bool:
+    """Whether it can be known that tensors are what they were: those of the inference mode count no changes."""
+    tensors = x, *whole._buffers.values()
+    return not any(tensor is not None and tensor.is_inference() for tensor in tensors)
 
 
 class AwqPart(torch.nn.Module):
     """Some output features of an `AwqLinear`, in the place of the layer that had them alone; made by `fuse`.
 
-    Parts that are given the same tensor one after another, unchanged and on one stream, share one product. What they
-    give are views of it, with its row stride. Compiled or exported, each has its own product, of its own weights where
-    they are TILED, and otherwise of all.
+    Parts that are given the same tensor one after another, unchanged, with the same weights, and on one stream, share
+    one product. What they give are views of it, with its row stride. Changes are those that torch counts: what is
+    written through `x.data`, `x.numpy()` or a kernel of somebody else's is not seen. Tensors of the inference mode
+    count none, so that under `torch.inference_mode()` each part multiplies by all weights and shows its own features;
+    prefer `torch.no_grad()`. Compiled or exported it does so too, but for TILED weights, of which it takes its own.
 
     Attributes:
         whole: the `AwqLinear`; a submodule of the first part only, so that walks over the model find it once.
@@ -76,7 +98,7 @@ class AwqPart(torch.nn.Module):
     def __init__(self, whole: AwqLinear, sizes: tuple[int, ...], index: int, results: _Results) -> None:
         super().__init__()
         self.in_features, self.out_features = whole.in_features, sizes[index]
-        self._sizes, self._index, self._results = sizes, index, results
+        self._sizes, self._index, self._first, self._results = sizes, index, sum(sizes[:index]), results
         if index == 0:
             self.whole = whole
         else:
@@ -85,15 +107,20 @@ class AwqPart(torch.nn.Module):
     def forward(self, x: Any) -> Any:
         """y (..., out_features) of x (..., in_features)."""
         if operators_are_seen():
-            return self._alone(x)
-        return self._results.own.take(self.whole, self._sizes, self._index, x, _state(x))
+            return self._operator(x)
+        whole = self.whole
+        if _can_be_watched(whole, x):
+            return self._results.own.take(whole, self._sizes, self._index, x)
+        return self._cut(whole(x))
 
-    def _alone(self, x: Any) -> Any:
-        """A product of this part's: of its own tiles, or where features do not lie apart, a view of the whole one."""
-        first = sum(self._sizes[: self._index])
+    def _operator(self, x: Any) -> Any:
+        """A product of this part's own tiles or, where features do not lie apart, of the whole."""
         if self.whole.layout is AwqWeightLayout.TILED and not _is_hooked(self.whole):
-            return self.whole._operator(x, first, self.out_features)
-        return self.whole(x).narrow(-1, first, self.out_features)
+            return self.whole._operator(x, self._first, self.out_features)
+        return self._cut(self.whole(x))
+
+    def _cut(self, made: Any) -> Any:
+        return made.narrow(-1, self._first, self.out_features)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -108,7 +135,7 @@ def fuse(parent: Any, names: Sequence[str]) -> AwqLinear:
 
     Raises:
         InvalidProblem: layers that differ in input features, groups, layout, dtype, device, `fp8_rows`, or in whether
-            they have a bias; TILED ones with other than multiples of 64 output features, but for the last.
+            they have a bias; with hooks; TILED ones with other than multiples of 64 output features, but for the last.
     """
     layers = [getattr(parent, name) for name in names]
     if wrong := next(_differences(layers), None):
@@ -158,6 +185,8 @@ def _differences(layers: Sequence[Any]) -> Iterator[str]:
     if any(type(layer) is not AwqLinear for layer in layers):
         yield "be AwqLinear"
         return
+    if any(_is_hooked(layer) for layer in layers):
+        yield "have no hooks, nor a forward of their own, which would be lost"
     for what in ("in_features", "group_size", "layout", "scales_element", "fp8_rows"):
         if len({getattr(layer, what) for layer in layers}) > 1:
             yield f"have the same {what}"
