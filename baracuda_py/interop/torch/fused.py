@@ -10,6 +10,7 @@ when nobody is there to see whether the tensor is still what it was.
 
 from __future__ import annotations
 
+import operator
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -37,12 +38,12 @@ class _Result:
         self.state: Any = None
         self.parts: list[Any] = []
 
-    def take(self, whole: AwqLinear, sizes: Sequence[int], index: int, x: Any) -> Any:
+    def take(self, whole: AwqLinear, sizes: Sequence[int], index: int, x: Any, state: Any) -> Any:
         """Part `index` of `whole(x)`, computed unless an earlier part of the same tensor's in the same state was."""
-        state, weights, parts = _state(whole, x), whole._buffers.values(), self.parts
+        weights, parts = list(whole._buffers.values()), self.parts
         if (
             not parts or parts[index] is None or self.input() is not x or self.state != state
-            or any(was() is not weight for was, weight in zip(self.weights, weights, strict=True))
+            or not all(map(operator.is_, [weight() for weight in self.weights], weights))
         ):  # fmt: skip
             parts = list(whole(x).split(sizes, -1))
 
@@ -53,7 +54,7 @@ class _Result:
             self.state, self.parts = state, parts
         part = parts[index]
         parts[index] = None
-        if all(other is None for other in parts):
+        if not [other for other in parts if other is not None]:
             self.parts = []
         return part
 
@@ -68,17 +69,17 @@ class _Results(threading.local):
         return _Results, ()  # of a copy, and of a file, nothing has been computed
 
 
-def _state(whole: AwqLinear, x: Any) -> tuple[Any, ...]:
-    """What makes a result another one, or of no use: a change of the tensor or the weights, another stream or mode."""
+def _state(whole: AwqLinear, x: Any) -> tuple[Any, ...] | None:
+    """What makes a result another one, or of no use: a change of the tensor or the weights, another stream or mode.
+
+    None where that cannot be known: tensors of the inference mode count no changes.
+    """
     stream = torch._C._cuda_getCurrentRawStream(x.device.index) if x.is_cuda else 0
-    weights = [None if weight is None else (weight._version, weight.data_ptr()) for weight in whole._buffers.values()]
-    return x._version, x.data_ptr(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), stream, weights
-
-
-def _can_be_watched(whole: AwqLinear, x: Any) -> bool:
-    """Whether it can be known that tensors are what they were: those of the inference mode count no changes."""
-    tensors = x, *whole._buffers.values()
-    return not any(tensor is not None and tensor.is_inference() for tensor in tensors)
+    try:
+        weights = [(weight._version, weight.data_ptr()) for weight in whole._buffers.values() if weight is not None]
+        return x._version, x.data_ptr(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), stream, weights
+    except RuntimeError:
+        return None
 
 
 class AwqPart(torch.nn.Module):
@@ -109,9 +110,10 @@ class AwqPart(torch.nn.Module):
         if operators_are_seen():
             return self._operator(x)
         whole = self.whole
-        if _can_be_watched(whole, x):
-            return self._results.own.take(whole, self._sizes, self._index, x)
-        return self._cut(whole(x))
+        state = _state(whole, x)
+        if state is None:
+            return self._cut(whole(x))
+        return self._results.own.take(whole, self._sizes, self._index, x, state)
 
     def _operator(self, x: Any) -> Any:
         """A product of this part's own tiles or, where features do not lie apart, of the whole."""

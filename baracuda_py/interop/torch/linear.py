@@ -78,7 +78,7 @@ class AwqLinear(torch.nn.Module):
         self._overlap = False
         self._fp8_rows: int | None = None
         self._scales_element = _scales_element(dtype)
-        self._checked: tuple[Any, ...] | None = None  # weak references to weights that a run has checked, and launches
+        self._checked: tuple[Any, ...] | None = None  # weak references to weights once checked, places, launches
         for name in ("qweight", "qzeros", "scales", "bias"):
             self.register_buffer(name, None)
         problem = self._descriptor(0, self.scales_element, bias)
@@ -189,7 +189,7 @@ class AwqLinear(torch.nn.Module):
         checked = self._checked
         if checked is not None and x.is_contiguous() and not x.is_neg():
             # Weights and a shape that have been checked: what is left is to find addresses.
-            weight_was, scales_was, zeros_was, bias_was, launches = checked
+            weight_was, scales_was, zeros_was, bias_was, places, launches = checked
             buffers = self._buffers
             weight, scales, zeros, bias = buffers["qweight"], buffers["scales"], buffers["qzeros"], buffers["bias"]
             found = launches.get((x.shape, x.dtype, x.device, type(x)))
@@ -198,16 +198,13 @@ class AwqLinear(torch.nn.Module):
                 and bias_was() is bias
             ):  # fmt: skip
                 launch, shape, nbytes = found
-                address = x.data_ptr()
-                if not address & (_ALIGNMENT - 1):
+                address, now = x.data_ptr(), _places(weight, scales, zeros, bias)
+                if now == places and not address & (_ALIGNMENT - 1):
                     y = x.new_empty(shape)
                     room = x.new_empty(nbytes, dtype=torch.uint8) if nbytes else None
                     if bias is not None:
                         bias = bias if bias.dtype is x.dtype else bias.to(x.dtype)
-                    addresses = (
-                        address, weight.data_ptr(), 0 if scales is None else scales.data_ptr(),
-                        0 if zeros is None else zeros.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr(),
-                    )  # fmt: skip
+                    addresses = address, *now[:3], y.data_ptr(), 0 if bias is None else bias.data_ptr()
                     launch(x, 0 if room is None else room.data_ptr(), addresses)
                     return y
         return self._run(x)
@@ -242,7 +239,8 @@ class AwqLinear(torch.nn.Module):
                 sort = self._sort(), self.overlap, self.fp8_rows, self.qweight.device
                 launches = kept.launches.setdefault(sort, {})
                 kept.keep(launches, key, (launch, made.shape, plan.workspace_size))
-                self._checked = (*(kept.weak(self._buffers[part]) for part in _PARTS), launches)
+                weights = [self._buffers[part] for part in _PARTS]
+                self._checked = (*map(kept.weak, weights), _places(*weights), launches)
         return made
 
     def _run_fp8(self, flat: Any) -> Any:
@@ -267,7 +265,9 @@ class AwqLinear(torch.nn.Module):
         return output
 
     def _changed(self, checked: tuple[Any, ...]) -> bool:
-        return any(was() is not self._buffers[part] for part, was in zip(_PARTS, checked, strict=False))
+        weights = [self._buffers[part] for part in _PARTS]
+        same = all(was() is weight for was, weight in zip(checked, weights, strict=False))
+        return not same or checked[-2] != _places(*weights)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -393,6 +393,14 @@ class AwqLinear(torch.nn.Module):
             rows, self.in_features, self.out_features, self.group_size, self.layout, element,
             EpilogueKind.IDENTITY if self.bias is None else EpilogueKind.BIAS, self.scales_element,
         )  # fmt: skip
+
+
+def _places(weight: Any, scales: Any, zeros: Any, bias: Any) -> tuple[Any, ...]:
+    """Addresses of the weights, of which 0 is absent, and the dtype of scales: what `tensor.data = ...` changes."""
+    return (
+        weight.data_ptr(), 0 if scales is None else scales.data_ptr(), 0 if zeros is None else zeros.data_ptr(),
+        0 if bias is None else bias.data_ptr(), None if scales is None else scales.dtype,
+    )  # fmt: skip
 
 
 def operators_are_seen() -> bool:
