@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["AwqLinear", "operators_are_seen"]
 
 _SCALES = {torch.float16: ElementKind.F16, torch.bfloat16: ElementKind.BF16}
+_WORDS = torch.int32, torch.uint32  # eight nibbles
 _ELEMENTS = {element.name.lower(): element for element in _SCALES.values()}
 _FORM = "weight_form"  # of a state dict: UTF-8 of layout and element of the scales
 _ALIGNMENT = 16  # bytes; the most that a kernel asks of activations
@@ -40,7 +41,7 @@ class AwqLinear(torch.nn.Module):
     two, which are then None. A state dict of another layout has an entry more, `weight_form`, which says what it is;
     `load_state_dict` refuses weights of another form than the module's.
 
-    Scales keep the dtype in which they came: `half()`, `bfloat16()` and the like change none of the weights.
+    Scales keep the dtype in which they came: `half()`, `type(...)` and the like change none of the weights.
 
     There are no gradients: run it under `torch.no_grad()` or `torch.inference_mode()`.
 
@@ -56,6 +57,7 @@ class AwqLinear(torch.nn.Module):
         Unsupported, InvalidProblem: sizes that the AWQ GEMM does not allow, or another dtype.
     """
 
+    weight = None  # for models that ask for a layer's dtype where it has a weight
     qweight: Any
     qzeros: Any
     scales: Any
@@ -280,12 +282,15 @@ class AwqLinear(torch.nn.Module):
         return {**self.__dict__, "_checked": None}  # launches are this process's
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        scales, bias = self.scales, self.bias
+        before = dict(self._buffers)
         super()._apply(fn, recurse)
+        bias = before["bias"]
         if bias is not None and self.bias.dtype not in (torch.float16, torch.bfloat16):
             self.bias = self.bias.to(bias.dtype)
-        if scales is not None and self.scales.dtype != scales.dtype:
-            self.scales = scales.to(self.scales.device)
+        for part in ("qweight", "qzeros", "scales"):
+            was, now = before[part], self._buffers[part]
+            if was is not None and now.dtype != was.dtype:
+                self._buffers[part] = was.to(now.device)
         self._checked = None
         return self
 
@@ -304,7 +309,7 @@ class AwqLinear(torch.nn.Module):
         stored = state_dict.get(prefix + _FORM)
         form = AwqWeightLayout.HF_GEMM.value if stored is None else bytes(stored.tolist()).decode()
         layout, _, element = form.partition(" ")
-        wrong = []
+        wrong, cast = [], {}
         if prefix + "qweight" in state_dict and layout != self.layout.value:
             wrong.append(
                 f"{prefix}qweight is in the layout {layout}, and the module's is {self.layout.value}: make it with "
@@ -316,13 +321,18 @@ class AwqLinear(torch.nn.Module):
             given, mine = state_dict.get(prefix + part), getattr(self, part)
             if given is None or mine is None or given.dtype == mine.dtype:
                 continue
-            if given.dtype in _SCALES:
-                setattr(self, part, torch.empty_like(mine, dtype=given.dtype))
-            else:
+            if given.dtype not in _SCALES:
                 wrong.append(f"{prefix}{part} must be float16 or bfloat16, not {given.dtype}")
+            elif given.shape == mine.shape:  # where it does not, torch refuses it, and what is here stays
+                cast[part] = mine.to(given.dtype)
+        for part in ("qweight", "qzeros"):
+            given = state_dict.get(prefix + part)
+            if given is not None and getattr(self, part) is not None and given.dtype not in _WORDS:
+                wrong.append(f"{prefix}{part} must be int32 or uint32, not {given.dtype}")
         if wrong:
             error_msgs += wrong
             return
+        self._buffers.update(cast)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
