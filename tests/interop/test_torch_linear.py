@@ -12,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.testing._internal.two_tensor import TwoTensor
 
 import baracuda_py as bp
 from baracuda_py import checkpoints
@@ -427,6 +428,28 @@ def test_compiled_too_a_wrong_width_is_refused_by_name():
     torch._dynamo.reset()
     with torch.no_grad(), pytest.raises(Exception, match=f"must have {IC}"):
         torch.compile(module, backend="aot_eager")(torch.randn(2, IC + 8).half())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_can_be_mapped_over_a_batch(layout):
+    module, w = filled(layout)
+    x = torch.randn(2, 3, IC).half()
+    for _ in range(2):
+        with torch.no_grad():
+            close(torch.vmap(module)(x), x, w, module.bias)
+            close(torch.vmap(module, in_dims=1, out_dims=1)(x), x, w, module.bias)
+            close(module(x), x, w, module.bias)
+
+
+def test_tensors_that_wrap_others_are_given_to_the_operator():
+    module, w = filled()
+    x = torch.randn(3, IC).half()
+    for _ in range(2):
+        y = module(TwoTensor(x, 2 * x))
+        close(y.a, x, w, module.bias)
+        close(y.b, 2 * x, w, module.bias)
+    close(module(torch.nn.Parameter(x, requires_grad=False)), x, w, module.bias)
 
 
 def test_a_workspace_is_memory_of_torch():

@@ -184,7 +184,7 @@ class AwqLinear(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         """y (..., out_features) of x (..., in_features)."""
-        if operators_are_seen():
+        if operators_are_seen(x):
             return self._operator(x)
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("AwqLinear has no gradient: run it under torch.no_grad(), or detach its input")
@@ -413,11 +413,14 @@ def _places(weight: Any, scales: Any, zeros: Any, bias: Any) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def operators_are_seen() -> bool:
-    """Whether somebody records operators, or differentiates them, and is to see no launch."""
+def operators_are_seen(x: Any) -> bool:
+    """Whether somebody records, batches or differentiates operators, or `x` is a tensor that does something of its own
+    with them, and there is to be no launch."""
     return (
         torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0
+        or (type(x) is not torch.Tensor and type(x).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__)
     )  # fmt: skip
 
 
