@@ -12,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.testing._internal.two_tensor import TwoTensor
 
 import baracuda_py as bp
 from baracuda_py import checkpoints
@@ -308,6 +309,51 @@ def test_a_form_that_is_none_is_refused():
         module.load_state_dict({**module.state_dict(), "weight_form": form})
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_load_that_is_refused_leaves_scales_as_they_were(assign):
+    module, w = filled()
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    x = torch.randn(2, IC).half()
+    with pytest.raises(RuntimeError, match="size mismatch for scales"):
+        module.load_state_dict({**state, "scales": state["scales"].bfloat16()[:, :64]}, assign=assign)
+    close(module(x), x, w, module.bias)
+    with pytest.raises(RuntimeError, match="size mismatch for bias"):
+        module.load_state_dict({**state, "bias": state["bias"].bfloat16()[:64]}, assign=assign)
+    close(module(x), x, w, module.bias)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int16, torch.uint8])
+@pytest.mark.parametrize("part", ["qweight", "qzeros"])
+def test_packed_weights_that_are_no_words_are_refused(part, dtype, assign):
+    module, w = filled()
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(RuntimeError, match=f"{part} must be int32 or uint32"):
+        module.load_state_dict({**state, part: state[part].to(dtype)}, assign=assign)
+    module.load_state_dict({**state, part: state[part].view(torch.uint32)}, assign=assign)
+    x = torch.randn(2, IC).half()
+    close(module(x), x, w, module.bias)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_change_of_type_leaves_the_weights_as_they_are(layout, dtype):
+    module, w = filled(layout, bias=False)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.type(dtype)
+    for name, tensor in module.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+    x = torch.randn(2, IC).half()
+    close(module(x), x, w, None)
+
+
+def test_models_that_ask_for_a_dense_weight_find_none():
+    module, _ = filled()
+    assert module.weight is None
+    assert "weight" not in module.state_dict()
+
+
 def test_scales_of_another_dtype_are_refused():
     module, _ = filled()
     with pytest.raises(RuntimeError, match=r"scales must be float16 or bfloat16, not torch\.float32"):
@@ -382,6 +428,28 @@ def test_compiled_too_a_wrong_width_is_refused_by_name():
     torch._dynamo.reset()
     with torch.no_grad(), pytest.raises(Exception, match=f"must have {IC}"):
         torch.compile(module, backend="aot_eager")(torch.randn(2, IC + 8).half())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_can_be_mapped_over_a_batch(layout):
+    module, w = filled(layout)
+    x = torch.randn(2, 3, IC).half()
+    for _ in range(2):
+        with torch.no_grad():
+            close(torch.vmap(module)(x), x, w, module.bias)
+            close(torch.vmap(module, in_dims=1, out_dims=1)(x), x, w, module.bias)
+            close(module(x), x, w, module.bias)
+
+
+def test_tensors_that_wrap_others_are_given_to_the_operator():
+    module, w = filled()
+    x = torch.randn(3, IC).half()
+    for _ in range(2):
+        y = module(TwoTensor(x, 2 * x))
+        close(y.a, x, w, module.bias)
+        close(y.b, 2 * x, w, module.bias)
+    close(module(torch.nn.Parameter(x, requires_grad=False)), x, w, module.bias)
 
 
 def test_a_workspace_is_memory_of_torch():

@@ -136,6 +136,15 @@ def test_alone_nothing_is_communicated(folder):
     assert torch.equal(row(x), column(x))
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_input_that_is_to_be_cut_is_as_wide_as_the_layer(folder, ranks):
+    layer = checkpoints.open(folder)["down"]
+    row = RowParallelAwqLinear.from_layer(layer, One(ranks), scatter=True)
+    for width in (layer.ic // 2, layer.ic + 8):
+        with pytest.raises(InvalidProblem, match=f"must have {layer.ic}"):
+            row(torch.randn(3, width).half())
+
+
 def test_without_a_process_group_what_to_do_is_said():
     with pytest.raises(Unsupported, match="init_process_group"):
         TorchCollective()

@@ -137,6 +137,38 @@ def test_other_weights_are_checked_and_taken(launched):
         module(x)
 
 
+def test_other_data_of_the_same_tensors_is_checked_and_taken(launched):
+    module, w = filled()
+    x = torch.randn(2, IC).half()
+    for part in ("qweight", "scales", "qzeros", "bias"):
+        module(x)
+        module(x)
+        buffer = getattr(module, part)
+        buffer.data = buffer.data.clone()
+        launched.clear()
+        close(module(x), x, w, module.bias)
+        assert not launched
+        module(x)
+        assert len(launched) == 1
+    before = module.scales.data
+    for dtype in (torch.bfloat16, torch.float16):
+        module.scales.data = before.to(dtype)
+        launched.clear()
+        torch.testing.assert_close(module(x).double(), x.double() @ w.T + module.bias, rtol=0.05, atol=0.05)
+        assert not launched
+    module(x)
+    module.scales.data = module.scales.data.view(torch.bfloat16)  # at the same address
+    launched.clear()
+    module(x)
+    assert not launched
+    module.scales.data = before
+    module(x)
+    module.qweight.data = module.qweight.data[: IC // 2].clone()
+    with pytest.raises(InvalidProblem):
+        module(x)
+    assert not launched
+
+
 def test_weights_of_another_form_are_not_taken_for_those_before(launched):
     module, w = filled(dtype=torch.bfloat16)
     x = torch.randn(2, IC).half()

@@ -14,6 +14,7 @@ from baracuda_py.interop.torch.calls import as_tensor, readable, workspace_for
 from baracuda_py.ops.quantize.awq_fp8_gemm import Int4AwqFp8GemmArgs, Int4AwqFp8GemmDescriptor
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmArgs, Int4AwqGemmDescriptor
 from baracuda_py.ops.quantize.awq_repack import Int4AwqRepackArgs, Int4AwqRepackDescriptor
+from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS
 from baracuda_py.ops.quantize.per_token import QuantizePerTokenArgs, QuantizePerTokenDescriptor
 from baracuda_py.vocab.elements import element_of_torch
 from baracuda_py.vocab.enums import ElementKind, EpilogueKind
@@ -22,9 +23,10 @@ from baracuda_py.vocab.preference import Workspace
 if TYPE_CHECKING:
     from baracuda_py.checkpoints.layer import PackedLayer
 
-__all__ = ["AwqLinear"]
+__all__ = ["AwqLinear", "operators_are_seen"]
 
 _SCALES = {torch.float16: ElementKind.F16, torch.bfloat16: ElementKind.BF16}
+_WORDS = torch.int32, torch.uint32  # eight nibbles
 _ELEMENTS = {element.name.lower(): element for element in _SCALES.values()}
 _FORM = "weight_form"  # of a state dict: UTF-8 of layout and element of the scales
 _ALIGNMENT = 16  # bytes; the most that a kernel asks of activations
@@ -39,7 +41,7 @@ class AwqLinear(torch.nn.Module):
     two, which are then None. A state dict of another layout has an entry more, `weight_form`, which says what it is;
     `load_state_dict` refuses weights of another form than the module's.
 
-    Scales keep the dtype in which they came: `half()`, `bfloat16()` and the like change none of the weights.
+    Scales keep the dtype in which they came: `half()`, `type(...)` and the like change none of the weights.
 
     There are no gradients: run it under `torch.no_grad()` or `torch.inference_mode()`.
 
@@ -55,6 +57,7 @@ class AwqLinear(torch.nn.Module):
         Unsupported, InvalidProblem: sizes that the AWQ GEMM does not allow, or another dtype.
     """
 
+    weight = None  # for models that ask for a layer's dtype where it has a weight
     qweight: Any
     qzeros: Any
     scales: Any
@@ -77,7 +80,7 @@ class AwqLinear(torch.nn.Module):
         self._overlap = False
         self._fp8_rows: int | None = None
         self._scales_element = _scales_element(dtype)
-        self._checked: tuple[Any, ...] | None = None  # weak references to weights that a run has checked, and launches
+        self._checked: tuple[Any, ...] | None = None  # weak references to weights once checked, places, launches
         for name in ("qweight", "qzeros", "scales", "bias"):
             self.register_buffer(name, None)
         problem = self._descriptor(0, self.scales_element, bias)
@@ -181,17 +184,14 @@ class AwqLinear(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         """y (..., out_features) of x (..., in_features)."""
-        if (
-            torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-            or torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0
-        ):  # fmt: skip
-            return self._operator(x)  # whoever records operators, or differentiates them, sees no launch
+        if operators_are_seen(x):
+            return self._operator(x)
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("AwqLinear has no gradient: run it under torch.no_grad(), or detach its input")
         checked = self._checked
         if checked is not None and x.is_contiguous() and not x.is_neg():
             # Weights and a shape that have been checked: what is left is to find addresses.
-            weight_was, scales_was, zeros_was, bias_was, launches = checked
+            weight_was, scales_was, zeros_was, bias_was, places, launches = checked
             buffers = self._buffers
             weight, scales, zeros, bias = buffers["qweight"], buffers["scales"], buffers["qzeros"], buffers["bias"]
             found = launches.get((x.shape, x.dtype, x.device, type(x)))
@@ -200,16 +200,13 @@ class AwqLinear(torch.nn.Module):
                 and bias_was() is bias
             ):  # fmt: skip
                 launch, shape, nbytes = found
-                address = x.data_ptr()
-                if not address & (_ALIGNMENT - 1):
+                address, now = x.data_ptr(), _places(weight, scales, zeros, bias)
+                if now == places and not address & (_ALIGNMENT - 1):
                     y = x.new_empty(shape)
                     room = x.new_empty(nbytes, dtype=torch.uint8) if nbytes else None
                     if bias is not None:
                         bias = bias if bias.dtype is x.dtype else bias.to(x.dtype)
-                    addresses = (
-                        address, weight.data_ptr(), 0 if scales is None else scales.data_ptr(),
-                        0 if zeros is None else zeros.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr(),
-                    )  # fmt: skip
+                    addresses = address, *now[:3], y.data_ptr(), 0 if bias is None else bias.data_ptr()
                     launch(x, 0 if room is None else room.data_ptr(), addresses)
                     return y
         return self._run(x)
@@ -244,7 +241,8 @@ class AwqLinear(torch.nn.Module):
                 sort = self._sort(), self.overlap, self.fp8_rows, self.qweight.device
                 launches = kept.launches.setdefault(sort, {})
                 kept.keep(launches, key, (launch, made.shape, plan.workspace_size))
-                self._checked = (*(kept.weak(self._buffers[part]) for part in _PARTS), launches)
+                weights = [self._buffers[part] for part in _PARTS]
+                self._checked = (*map(kept.weak, weights), _places(*weights), launches)
         return made
 
     def _run_fp8(self, flat: Any) -> Any:
@@ -269,7 +267,9 @@ class AwqLinear(torch.nn.Module):
         return output
 
     def _changed(self, checked: tuple[Any, ...]) -> bool:
-        return any(was() is not self._buffers[part] for part, was in zip(_PARTS, checked, strict=False))
+        weights = [self._buffers[part] for part in _PARTS]
+        same = all(was() is weight for was, weight in zip(checked, weights, strict=False))
+        return not same or checked[-2] != _places(*weights)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -282,12 +282,15 @@ class AwqLinear(torch.nn.Module):
         return {**self.__dict__, "_checked": None}  # launches are this process's
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        scales, bias = self.scales, self.bias
+        before = dict(self._buffers)
         super()._apply(fn, recurse)
+        bias = before["bias"]
         if bias is not None and self.bias.dtype not in (torch.float16, torch.bfloat16):
             self.bias = self.bias.to(bias.dtype)
-        if scales is not None and self.scales.dtype != scales.dtype:
-            self.scales = scales.to(self.scales.device)
+        for part in ("qweight", "qzeros", "scales"):
+            was, now = before[part], self._buffers[part]
+            if was is not None and now.dtype != was.dtype:
+                self._buffers[part] = was.to(now.device)
         self._checked = None
         return self
 
@@ -306,7 +309,7 @@ class AwqLinear(torch.nn.Module):
         stored = state_dict.get(prefix + _FORM)
         form = AwqWeightLayout.HF_GEMM.value if stored is None else bytes(stored.tolist()).decode()
         layout, _, element = form.partition(" ")
-        wrong = []
+        wrong, cast = [], {}
         if prefix + "qweight" in state_dict and layout != self.layout.value:
             wrong.append(
                 f"{prefix}qweight is in the layout {layout}, and the module's is {self.layout.value}: make it with "
@@ -318,13 +321,18 @@ class AwqLinear(torch.nn.Module):
             given, mine = state_dict.get(prefix + part), getattr(self, part)
             if given is None or mine is None or given.dtype == mine.dtype:
                 continue
-            if given.dtype in _SCALES:
-                setattr(self, part, torch.empty_like(mine, dtype=given.dtype))
-            else:
+            if given.dtype not in _SCALES:
                 wrong.append(f"{prefix}{part} must be float16 or bfloat16, not {given.dtype}")
+            elif given.shape == mine.shape:  # where it does not, torch refuses it, and what is here stays
+                cast[part] = mine.to(given.dtype)
+        for part in ("qweight", "qzeros"):
+            given = state_dict.get(prefix + part)
+            if given is not None and getattr(self, part) is not None and given.dtype not in _WORDS:
+                wrong.append(f"{prefix}{part} must be int32 or uint32, not {given.dtype}")
         if wrong:
             error_msgs += wrong
             return
+        self._buffers.update(cast)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -334,14 +342,24 @@ class AwqLinear(torch.nn.Module):
                 unexpected_keys.remove(prefix + _FORM)
         self._checked = None
 
-    def _operator(self, x: Any) -> Any:
-        """The same as `torch.ops.baracuda.int4_awq_gemm`, which compilers see through."""
+    def _operator(self, x: Any, first: int = 0, count: int | None = None) -> Any:
+        """The same as `torch.ops.baracuda.int4_awq_gemm`, which compilers see through.
+
+        Args:
+            x: (..., in_features).
+            first, count: output features of TILED weights, from a tile's first; None: all.
+        """
         self._check(x)
         flat = x.reshape(-1, self.in_features)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         weight = self.qweight, self.scales, self.qzeros, bias
+        if count is None:
+            count = self.out_features
+        else:
+            tiles = self.qweight.narrow(0, first // TILE_ROWS, -(-count // TILE_ROWS))
+            weight = tiles, None, None, None if bias is None else bias.narrow(0, first, count)
         words = {
-            "oc": self.out_features, "group_size": self.group_size, "weight_layout": self.layout.value,
+            "oc": count, "group_size": self.group_size, "weight_layout": self.layout.value,
             "scales_element": self.scales_element.name.lower(), "epilogue": "identity" if bias is None else "bias",
         }  # fmt: skip
         if self._fp8_rows is not None and flat.shape[0] >= self._fp8_rows:
@@ -350,7 +368,7 @@ class AwqLinear(torch.nn.Module):
             made = torch.ops.baracuda.int4_awq_fp8_gemm(rows, factors, *weight, element=element, **words)
         else:
             made = torch.ops.baracuda.int4_awq_gemm(flat, *weight, split_k_iters=None, **words)
-        return made.reshape(*x.shape[:-1], self.out_features)
+        return made.reshape(*x.shape[:-1], count)
 
     def _plan(self, flat: Any) -> Any:
         return bp.select(self._descriptor(flat.shape[0], self._element_of(flat), self.bias is not None), flat.device)
@@ -385,6 +403,25 @@ class AwqLinear(torch.nn.Module):
             rows, self.in_features, self.out_features, self.group_size, self.layout, element,
             EpilogueKind.IDENTITY if self.bias is None else EpilogueKind.BIAS, self.scales_element,
         )  # fmt: skip
+
+
+def _places(weight: Any, scales: Any, zeros: Any, bias: Any) -> tuple[Any, ...]:
+    """Addresses of the weights, of which 0 is absent, and the dtype of scales: what `tensor.data = ...` changes."""
+    return (
+        weight.data_ptr(), 0 if scales is None else scales.data_ptr(), 0 if zeros is None else zeros.data_ptr(),
+        0 if bias is None else bias.data_ptr(), None if scales is None else scales.dtype,
+    )  # fmt: skip
+
+
+def operators_are_seen(x: Any) -> bool:
+    """Whether somebody records, batches or differentiates operators, or `x` is a tensor that does something of its own
+    with them, and there is to be no launch."""
+    return (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0
+        or (type(x) is not torch.Tensor and type(x).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__)
+    )  # fmt: skip
 
 
 def _scales_element(dtype: Any) -> ElementKind:

@@ -190,7 +190,12 @@ class RowParallelAwqLinear(torch.nn.Module):
     def forward(self, x: Any) -> Any:
         """y (..., oc), the same on every rank, of x (..., ic / size), or, with `scatter`, (..., ic)."""
         if self.scatters:
-            width = self.linear.in_features
+            width, ranks = self.linear.in_features, self.collective.size
+            if x.shape[-1] != width * ranks:
+                raise InvalidProblem(
+                    "x", f"its last axis must have {width * ranks}, {width} for each of {ranks} ranks",
+                    rule="in_features", value=tuple(x.shape),
+                )  # fmt: skip
             x = x[..., self.collective.rank * width : (self.collective.rank + 1) * width]
         y = self.linear(x)
         if self.collective.size > 1:
