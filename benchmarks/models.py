@@ -307,7 +307,7 @@ def main() -> None:
     device = "cpu" if options.tiny else "cuda"
     layout = bp.AwqWeightLayout(options.layout)
     models = []
-    with torch.inference_mode():
+    with torch.no_grad():  # of fused layers, only then do parts share a product
         for shape in ["tiny"] if options.tiny else options.shapes:
             models.append(measure(shape, layout, device))
     for model in models:

@@ -88,8 +88,8 @@ class AwqPart(torch.nn.Module):
     Parts that are given the same tensor one after another, unchanged, with the same weights, and on one stream, share
     one product. What they give are views of it, with its row stride. Changes are those that torch counts: what is
     written through `x.data`, `x.numpy()` or a kernel of somebody else's is not seen. Tensors of the inference mode
-    count none, so that under `torch.inference_mode()` each part multiplies by all weights and shows its own features;
-    prefer `torch.no_grad()`. Compiled or exported it does so too, but for TILED weights, of which it takes its own.
+    count none, so that there, as compiled or exported, each part has a product of its own: of its tiles where weights
+    are TILED, else of all weights. Prefer `torch.no_grad()`.
 
     Attributes:
         whole: the `AwqLinear`; a submodule of the first part only, so that walks over the model find it once.
@@ -112,7 +112,7 @@ class AwqPart(torch.nn.Module):
         whole = self.whole
         state = _state(whole, x)
         if state is None:
-            return self._cut(whole(x))
+            return self._operator(x)
         return self._results.own.take(whole, self._sizes, self._index, x, state)
 
     def _operator(self, x: Any) -> Any:

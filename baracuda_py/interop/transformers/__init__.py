@@ -61,7 +61,7 @@ def load_awq(
         layout: of the packed weights; TILED is made on the device, a layer at a time.
         model_class: of transformers; None: `AutoModelForCausalLM`.
         fuse: whether queries, keys and values, and gate and up, become one layer each where they can; see
-            `baracuda_py.interop.torch.fuse_projections`.
+            `baracuda_py.interop.torch.fuse_projections`. Run such a model under `torch.no_grad()`.
 
     Raises:
         CheckpointError: the folder is damaged; it has a tensor for which the model has no place, of another shape than
