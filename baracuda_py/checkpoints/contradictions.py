@@ -35,7 +35,8 @@ class Contradiction:
     """One thing that configuration and headers say differently.
 
     Attributes:
-        rule: what it is about: `"format"`, `"bits"`, `"group_size"`, `"symmetric"`, `"act_order"`, `"skip list"`.
+        rule: what it is about: `"format"`, `"bits"`, `"group_size"`, `"symmetric"`, `"act_order"`, `"skip list"`,
+            `"activations"`.
         config: what the configuration says.
         headers: what the headers say.
         layers: that it is about.
@@ -137,6 +138,8 @@ def _of_layer(config: QuantizationConfig, rule: WeightRule, layer: PackedLayer) 
         yield "act_order", "act-order", "no index of the groups (g_idx)"
     if layer.act_order and not rule.act_order and layer.format not in _GPTQ:
         yield "act_order", "no act-order", "an index of the groups (g_idx)"
+    if rule.activations:
+        yield "activations", rule.activations, "4-bit weights alone, which are read for inputs in 16 bits"
 
 
 def _of_refused(

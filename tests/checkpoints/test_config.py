@@ -44,6 +44,11 @@ def opened(folder, settings, *, file="config.json", format="awq_gemm"):
         ({**GPTQ, "checkpoint_format": "gptq_v2"}, "config.json", ("gptq", "gptq_v2", 32, True)),
         ({"bits": 4, "group_size": -1, "desc_act": True}, "quantize_config.json", ("gptq", "gptq", -1, None)),
         ({**GPTQ, "dynamic": {"-:.*lm_head": {}}}, "config.json", ("gptq", "gptq", 32, True)),
+        ({**GPTQ, "rotation": None, "meta": {"rotation": ""}}, "config.json", ("gptq", "gptq", 32, True)),
+        ({**compressed(), "transform_config": {}}, "config.json",
+         ("compressed-tensors", "pack-quantized", 32, False)),
+        ({**compressed(), "transform_config": {"config_groups": {}}}, "config.json",
+         ("compressed-tensors", "pack-quantized", 32, False)),
         (compressed(), "config.json", ("compressed-tensors", "pack-quantized", 32, False)),
         (compressed(strategy="channel", group_size=None), "config.json",
          ("compressed-tensors", "pack-quantized", -1, False)),
@@ -75,6 +80,27 @@ def test_what_is_not_read_is_refused_by_name(tmp_path, settings, rule):
     assert (raised.value.rule, raised.value.file) == (rule, str(tmp_path / "config.json"))
 
 
+ONLINE = {"R4": {"type": "hadamard", "apply": [{"targets": ["re:.*down_proj$"], "location": "input"}]}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({**compressed(), "transform_config": {"config_groups": ONLINE}}, "transform_config"),
+        ({**compressed(), "transform_config": ONLINE}, "transform_config"),
+        ({**GPTQ, "rotation": "hadamard"}, "rotation"),
+        ({**GPTQ, "meta": {"rotation": "random"}}, "rotation"),
+    ],
+)
+def test_weights_of_rotated_inputs_are_refused(tmp_path, settings, rule):
+    with pytest.raises(UnsupportedCheckpoint, match="nothing here rotates inputs") as raised:
+        opened(tmp_path, settings)
+    assert (raised.value.rule, raised.value.file) == (rule, str(tmp_path / "config.json"))
+    with pytest.raises(UnsupportedCheckpoint, match="nothing here rotates inputs"):
+        checkpoints.convert(tmp_path, tmp_path / "made", checkpoints.PackedFormat.AWQ_GEMM)
+    assert not (tmp_path / "made").exists()
+
+
 def test_modelopt_is_refused_by_name(tmp_path):
     with pytest.raises(UnsupportedCheckpoint, match=r"ModelOpt W4A16_AWQ.*pre_quant_scale"):
         opened(tmp_path, {"quantization": {"quant_algo": "W4A16_AWQ"}}, file="hf_quant_config.json")
@@ -100,6 +126,7 @@ def test_modelopt_is_refused_by_name(tmp_path):
         ({**AWQ, "modules_to_not_convert": [1]}, "modules_to_not_convert"),
         ({**AWQ, "version": ["gemm"]}, "version"),
         ({**GPTQ, "desc_act": "yes"}, "desc_act"),
+        ({**compressed(), "transform_config": [1]}, "transform_config"),
         ({**compressed(), "config_groups": []}, "config_groups"),
         ({**compressed(), "config_groups": {}}, "config_groups"),
         ({**compressed(), "config_groups": {"group_0": 1}}, "config_groups"),

@@ -170,6 +170,7 @@ def test_a_bad_layer_hides_no_other(tmp_path):
     assert refused.file not in refused.refusal
 
 
+FLOAT_INPUTS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
 DISAGREEMENTS = {
     "group size": (
         linear("awq_gemm", 1024, 512, 64), AWQ, ("group_size", "groups of 128", "groups of 64"), {}
@@ -200,6 +201,13 @@ DISAGREEMENTS = {
     "an index held, no act-order said": (
         linear("compressed_tensors", 1024, 512) | {"weight_g_idx": ("I32", [1024])}, COMPRESSED,
         ("act_order", "no act-order", "an index of the groups (g_idx)"), {},
+    ),
+    "inputs in 8 bits said": (
+        linear("compressed_tensors", 1024, 512),
+        COMPRESSED | {"config_groups": {"g": COMPRESSED["config_groups"]["group_0"] | {
+            "input_activations": FLOAT_INPUTS}}},
+        ("activations", "8-bit float input_activations",
+         "4-bit weights alone, which are read for inputs in 16 bits"), {},
     ),
 }  # fmt: skip
 

@@ -45,6 +45,23 @@ def test_a_converted_checkpoint_holds_the_same_weights(tmp_path, format, target)
     assert np.array_equal(found.plain["model.norm.weight"], np.arange(16, dtype=np.float16))
 
 
+@pytest.mark.parametrize("name", ["input_activations", "output_activations"])
+def test_that_activations_are_quantised_too_is_lost_only_where_it_may_be(tmp_path, name):
+    made = made_for(F.COMPRESSED_TENSORS)
+    source = write(tmp_path / _folder(tmp_path, "source"), "compressed_tensors", made)
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"][name] = {"num_bits": 8, "type": "float"}
+    (source / "config.json").write_text(json.dumps(config))
+    for target in TARGETS:
+        with pytest.raises(UnsupportedCheckpoint, match=f"8-bit float {name}.*lossy=True") as refused:
+            checkpoints.convert(source, tmp_path / "target", target)
+        assert (refused.value.rule, refused.value.tensor) == ("activations", NAME)
+        assert refused.value.file == str(source / "config.json")
+    assert not (tmp_path / "target").exists()
+    checkpoints.convert(source, tmp_path / "target", F.AWQ_GEMM, lossy=True)
+    assert np.array_equal(checkpoints.unpack(checkpoints.open(tmp_path / "target")[NAME]).weights(), made.exact)
+
+
 def test_there_and_back_gives_the_same_bytes(tmp_path):
     made = made_for(F.AWQ_GEMM)
     source = write(tmp_path / _folder(tmp_path, "source"), "awq_gemm", made, more=PLAIN)
