@@ -2,7 +2,7 @@
 
     config.json             quantization_config (compressed-tensors once wrote compression_config)
     quant_config.json       AutoAWQ: w_bit, q_group_size, zero_point, version
-    quantize_config.json    AutoGPTQ: bits, group_size, desc_act, sym, checkpoint_format
+    quantize_config.json    AutoGPTQ: bits, group_size, desc_act, sym, checkpoint_format; GPTQModel: format
     hf_quant_config.json    ModelOpt, whose W4A16_AWQ is another format: refused by name
 
 The skip lists (modules_to_not_convert, ignore) are kept for a report. They are often wrong: a layer is quantised if it
@@ -237,7 +237,7 @@ def _check_rotations(fields: _Fields) -> None:
 
 
 def _gptq(fields: _Fields, bits: int, group_size: int) -> QuantizationConfig:
-    version = fields.get("checkpoint_format", str, "gptq").lower()
+    version = fields.get(("checkpoint_format", "format"), str, "gptq").lower()
     if fields.get("is_marlin_format", bool, False):
         version = "marlin"
     if version not in _GPTQ_FORMATS:

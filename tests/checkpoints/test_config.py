@@ -42,6 +42,9 @@ def opened(folder, settings, *, file="config.json", format="awq_gemm"):
         ({"w_bit": 4, "q_group_size": 32, "zero_point": False}, "quantize_config.json", ("awq", "gemm", 32, True)),
         (GPTQ, "config.json", ("gptq", "gptq", 32, True)),
         ({**GPTQ, "checkpoint_format": "gptq_v2"}, "config.json", ("gptq", "gptq_v2", 32, True)),
+        ({**GPTQ, "format": "gptq_v2"}, "config.json", ("gptq", "gptq_v2", 32, True)),
+        ({**GPTQ, "checkpoint_format": None, "format": "GPTQ_V2"}, "config.json", ("gptq", "gptq_v2", 32, True)),
+        ({**GPTQ, "checkpoint_format": "gptq", "format": "gptq_v2"}, "config.json", ("gptq", "gptq", 32, True)),
         ({"bits": 4, "group_size": -1, "desc_act": True}, "quantize_config.json", ("gptq", "gptq", -1, None)),
         ({**GPTQ, "dynamic": {"-:.*lm_head": {}}}, "config.json", ("gptq", "gptq", 32, True)),
         ({**GPTQ, "rotation": None, "meta": {"rotation": ""}}, "config.json", ("gptq", "gptq", 32, True)),
@@ -69,6 +72,7 @@ def test_each_writers_spelling_is_read(tmp_path, settings, file, expected):
         ({"quant_method": "awq", "group_size": 32}, "bits"),
         ({**AWQ, "version": "exllama9"}, "version"),
         ({**GPTQ, "checkpoint_format": "bitblas"}, "checkpoint_format"),
+        ({**GPTQ, "format": "bitblas"}, "checkpoint_format"),
         ({**GPTQ, "dynamic": {"+:.*18.*": {"bits": 8}}}, "dynamic"),
         ({**compressed(), "format": "float-quantized"}, "format"),
         ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, "quant_method"),
@@ -99,6 +103,15 @@ def test_weights_of_rotated_inputs_are_refused(tmp_path, settings, rule):
     with pytest.raises(UnsupportedCheckpoint, match="nothing here rotates inputs"):
         checkpoints.convert(tmp_path, tmp_path / "made", checkpoints.PackedFormat.AWQ_GEMM)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("key", ["checkpoint_format", "format"])
+@pytest.mark.parametrize("version", ["gptq_v1", "gptq_v2"])
+def test_either_name_of_gptqs_version_gives_the_zero_points(tmp_path, version, key):
+    made = weight(2, 128, 64, 32, least_zero=1)
+    said = {"checkpoint_format": None, key: {"gptq_v1": "gptq"}.get(version, version)}
+    layer = checkpoints.open(write(tmp_path, version, made, settings=said))[NAME]
+    assert (checkpoints.unpack(layer).weights() == made.exact).all()
 
 
 def test_modelopt_is_refused_by_name(tmp_path):
