@@ -219,6 +219,8 @@ def test_each_contradiction_is_named(tmp_path, case):
     every = {(one.rule, one.config, one.headers): one.layers for one in found.contradictions}
     assert expected in every
     assert NAME in every[expected]
+    if case in ("zero points said, none held", "act-order said, no index held"):
+        assert {one.name for one in found.refused} == {NAME, "other.up"}, "without that tensor weights are others"
     if expected[0] != "skip list":
         assert every[expected] == (NAME, "other.up")
 
