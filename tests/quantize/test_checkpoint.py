@@ -425,6 +425,15 @@ def test_sources_that_hold_no_linears_to_quantise(source, target, tmp_path):
     assert refused.value.tensor == f"{Q}.bias"
 
 
+def test_one_shard_of_several_is_not_quantised(source, target):
+    folder = source(tensors_of())
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00003.safetensors")
+    with pytest.raises(CheckpointError, match="all 3 beside it") as refused:
+        quantize_checkpoint(folder, target)
+    assert refused.value.rule == "shards"
+    assert not target.exists()
+
+
 @pytest.mark.parametrize("part", ["weight", "bias"])
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_values_that_are_not_finite_are_named_and_nothing_is_written(source, target, activations, part, value):
