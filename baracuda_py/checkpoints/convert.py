@@ -3,7 +3,7 @@
     convert("models/some-awq", "models/some-ct", PackedFormat.COMPRESSED_TENSORS)
 
 Exact conversions there and back give the same bytes. What is read is the checkpoint: files that an index does not list,
-pickled weights and older quantisation files are left behind.
+weights in other forms (pickles, GGUF, ONNX) and older quantisation files are left behind.
 """
 
 from __future__ import annotations

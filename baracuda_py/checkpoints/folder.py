@@ -31,6 +31,8 @@ _INDEX = "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
 _SHARD = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)\.safetensors", re.DOTALL)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Of TensorFlow, Flax, llama.cpp, ONNX and Rust.
+_OTHER_WEIGHTS = (".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".ot")
 _JSON_LIMIT = 256 << 20  # bytes of an index or a configuration
 # Smaller tensors are copied: a mapping takes whole pages, and a process may have some 65,000 mappings.
 _MAPPED_NBYTES = 64 << 10
@@ -145,7 +147,8 @@ class Folder:
         Raises:
             CheckpointError: one leads out of the folder.
         """
-        weights = (_SUFFIX, *_PICKLES, *(f"{suffix}.index.json" for suffix in (_SUFFIX, *_PICKLES)))
+        suffixes = (_SUFFIX, *_PICKLES, *_OTHER_WEIGHTS)
+        weights = (*suffixes, *(f"{suffix}.index.json" for suffix in suffixes))
         names = [name for name in _names(self.root) if not name.startswith(".") and not name.endswith(weights)]
         return {name: _inside(self.root, name) for name in names if _is(self.root / name, "file")}
 

@@ -102,6 +102,20 @@ def test_one_group_needs_no_index_whatever_the_configuration_says(tmp_path, form
     assert np.array_equal(checkpoints.unpack(checkpoints.open(tmp_path)[NAME]).weights(), made.exact)
 
 
+def test_weights_in_other_forms_are_left_behind(tmp_path):
+    source = write(tmp_path / _folder(tmp_path, "source"), "awq_gemm", made_for(F.AWQ_GEMM))
+    kept = {"tokenizer.json", "merges.txt", "preprocessor_config.json"}
+    weights = {
+        "tf_model.h5", "tf_model-00001-of-00002.h5", "tf_model.h5.index.json", "flax_model.msgpack", "model.gguf",
+        "flax_model.msgpack.index.json", "model.onnx", "model.onnx_data", "rust_model.ot", "pytorch_model.bin",
+        "pytorch_model.bin.index.json", "consolidated.00.pth",
+    }  # fmt: skip
+    for name in kept | weights:
+        (source / name).write_text("{}")
+    checkpoints.convert(source, tmp_path / "target", F.COMPRESSED_TENSORS)
+    assert {path.name for path in (tmp_path / "target").iterdir()} == kept | {"config.json", "model.safetensors"}
+
+
 def test_there_and_back_gives_the_same_bytes(tmp_path):
     made = made_for(F.AWQ_GEMM)
     source = write(tmp_path / _folder(tmp_path, "source"), "awq_gemm", made, more=PLAIN)
