@@ -7,14 +7,21 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 
-from baracuda_py.checkpoints.config import QuantizationConfig, read_config
+from baracuda_py.checkpoints.config import QuantizationConfig, WeightRule, read_config
 from baracuda_py.checkpoints.folder import Folder
-from baracuda_py.checkpoints.formats import WEIGHT_PARTS, detect, geometry, packed_modules
+from baracuda_py.checkpoints.formats import (
+    WEIGHT_PARTS,
+    Geometry,
+    PackedFormat,
+    detect,
+    geometry,
+    packed_modules,
+)
 from baracuda_py.checkpoints.headers import TensorHeader
 from baracuda_py.checkpoints.layer import LazyTensors, PackedLayer
 from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "lost_parts", "open_checkpoint"]
 
 _NEAR_NAMES = 5  # listed when a layer is not found
 # Linears behind an activation that AutoAWQ scales, as it knows them.
@@ -66,7 +73,8 @@ class Checkpoint(Mapping[str, PackedLayer]):
 
         Raises:
             KeyError: no such layer; `layer` has a message.
-            CheckpointError: its headers contradict each other or the configuration.
+            CheckpointError: its headers contradict each other or the configuration, or a tensor is gone that the
+                configuration tells of.
             UnsupportedCheckpoint: a format that is not read.
         """
         headers = self.headers_of(name)
@@ -74,6 +82,13 @@ class Checkpoint(Mapping[str, PackedLayer]):
         rule = self.config.rule(name)
         format = detect(name, headers, gptq_v2=self.config.gptq_v2)
         sizes, headers = geometry(name, format, headers, rule.group_size, self.config.file.name)
+        for part, says in lost_parts(rule, format, sizes, headers).items():
+            raise CheckpointError(
+                next(iter(headers.values())).file, f"a layer with {says} must have {part}",
+                tensor=_join(name, part), rule="missing tensor", got="none",
+                why=f"{self.config.file.name} says {says}, and without {part} the weights are others",
+                fix="Get the whole checkpoint, or correct the configuration",
+            )  # fmt: skip
         return PackedLayer.from_headers(
             name, format, sizes, headers, act_order=rule.act_order, act_scales=self._act_scales(name, sizes.ic)
         )
@@ -154,6 +169,20 @@ class Checkpoint(Mapping[str, PackedLayer]):
             got="a layer that is not quantised" if plain else "" if known else "no quantised layer at all",
             fix=f"Near names: {', '.join(near[:_NEAR_NAMES])}{more}" if near else "",
         )  # fmt: skip
+
+
+def lost_parts(
+    rule: WeightRule, format: PackedFormat, sizes: Geometry, headers: Mapping[str, TensorHeader]
+) -> dict[str, str]:
+    """Tensors that may be absent, but not from a layer of this rule; and what the rule says of each."""
+    compressed = format is PackedFormat.COMPRESSED_TENSORS
+    lost = {}
+    index = "weight_g_idx" if compressed else "g_idx"
+    if rule.act_order and sizes.groups > 1 and index not in headers:
+        lost[index] = "act-order"
+    if compressed and rule.symmetric is False and "weight_zero_point" not in headers:
+        lost["weight_zero_point"] = "zero points"
+    return lost
 
 
 _PARTS_OF = {

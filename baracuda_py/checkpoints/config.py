@@ -2,7 +2,7 @@
 
     config.json             quantization_config (compressed-tensors once wrote compression_config)
     quant_config.json       AutoAWQ: w_bit, q_group_size, zero_point, version
-    quantize_config.json    AutoGPTQ: bits, group_size, desc_act, sym, checkpoint_format
+    quantize_config.json    AutoGPTQ: bits, group_size, desc_act, sym, checkpoint_format; GPTQModel: format
     hf_quant_config.json    ModelOpt, whose W4A16_AWQ is another format: refused by name
 
 The skip lists (modules_to_not_convert, ignore) are kept for a report. They are often wrong: a layer is quantised if it
@@ -43,6 +43,8 @@ class WeightRule:
         symmetric: no zero points; None when the configuration does not say.
         act_order: the groups are in order of activation size (`desc_act`, `actorder`), listed in g_idx.
         targets: the modules: names, class names, or `re:` patterns; empty: all.
+        activations: what else is to be quantised while the model runs, e.g. `"8-bit float input_activations"`, which
+            is not done here; `""` if nothing.
         refusal: why such weights are not read; `""` if they are.
     """
 
@@ -51,6 +53,7 @@ class WeightRule:
     symmetric: bool | None = None
     act_order: bool = False
     targets: tuple[str, ...] = ()
+    activations: str = ""
     refusal: str = ""
 
 
@@ -126,7 +129,7 @@ def read_config(folder: Folder) -> QuantizationConfig | None:
 
     Raises:
         CheckpointError: a configuration of another type than it must be.
-        UnsupportedCheckpoint: another method, version or number of bits.
+        UnsupportedCheckpoint: another method, version or number of bits; rotations of the input while the model runs.
     """
     found = folder.json("config.json")
     if found is not None:
@@ -190,9 +193,9 @@ class _Fields:
             )
         return value
 
-    def refuse(self, rule: str, must: str, value: Any) -> UnsupportedCheckpoint:
+    def refuse(self, rule: str, must: str, value: Any, *, why: str = "") -> UnsupportedCheckpoint:
         """The error that `value` is not served."""
-        return UnsupportedCheckpoint(self.file, must, rule=rule, value=value, got=str(value)[:80])
+        return UnsupportedCheckpoint(self.file, must, rule=rule, value=value, got=str(value)[:80], why=why)
 
 
 def _parsed(file: Path, found: Any) -> QuantizationConfig:
@@ -203,6 +206,7 @@ def _parsed(file: Path, found: Any) -> QuantizationConfig:
         raise _modelopt(file, found)
     if method not in _METHODS:
         raise fields.refuse("quant_method", f"quant_method must be {', '.join(_METHODS)}", method)
+    _check_rotations(fields)
     if method == "compressed-tensors":
         return _compressed_tensors(fields)
     bits = fields.get(("bits", "w_bit"), int, None)
@@ -221,8 +225,19 @@ def _parsed(file: Path, found: Any) -> QuantizationConfig:
     return _gptq(fields, bits, group_size)
 
 
+def _check_rotations(fields: _Fields) -> None:
+    """Refuse weights that are right for rotated inputs: compressed-tensors' transform_config, GPTQModel's rotation."""
+    why = "the stored weights are those of rotated inputs, and nothing here rotates inputs"
+    transforms = fields.get("transform_config", dict, {})
+    if transforms.get("config_groups", transforms):
+        raise fields.refuse("transform_config", "transform_config must be empty", transforms, why=why)
+    for settings in (fields.found, fields.found.get("meta")):
+        if isinstance(settings, dict) and settings.get("rotation"):
+            raise fields.refuse("rotation", "there must be no rotation", settings["rotation"], why=why)
+
+
 def _gptq(fields: _Fields, bits: int, group_size: int) -> QuantizationConfig:
-    version = fields.get("checkpoint_format", str, "gptq").lower()
+    version = fields.get(("checkpoint_format", "format"), str, "gptq").lower()
     if fields.get("is_marlin_format", bool, False):
         version = "marlin"
     if version not in _GPTQ_FORMATS:
@@ -263,5 +278,15 @@ def _weight_rule(group: _Fields, format: str) -> WeightRule:
     return WeightRule(
         bits, group_size, weights.get("symmetric", bool, None),
         act_order is True or (isinstance(act_order, str) and act_order.lower() in ("group", "dynamic")),
-        group.names("targets"), refusal,
+        group.names("targets"), _activations(group), refusal,
     )  # fmt: skip
+
+
+def _activations(group: _Fields) -> str:
+    found = []
+    for name in ("input_activations", "output_activations"):
+        settings = group.get(name, dict, {})
+        if settings:
+            fields = _Fields(group.file, settings, name)
+            found.append(f"{fields.get('num_bits', int, 8)}-bit {fields.get('type', str, 'int')} {name}")
+    return " and ".join(found)

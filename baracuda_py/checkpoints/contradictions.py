@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import frozen
 
-from baracuda_py.checkpoints.checkpoint import Checkpoint
+from baracuda_py.checkpoints.checkpoint import Checkpoint, lost_parts
 from baracuda_py.checkpoints.config import QuantizationConfig, WeightRule
 from baracuda_py.checkpoints.folder import Folder
 from baracuda_py.checkpoints.formats import PackedFormat, detect, geometry, packed_modules
@@ -28,6 +28,8 @@ _GPTQ = (_F.GPTQ_V1, _F.GPTQ_V2)
 _GROUP_SIZES = (-1, 16, 32, 64, 128, 256, 512, 1024)
 _FLOATS = ("F16", "BF16", "F32")
 _WORD_BITS = 32
+_NO_ZEROS = ("symmetric", "zero points", "none are stored")
+_NO_INDEX = ("act_order", "act-order", "no index of the groups (g_idx)")
 
 
 @frozen
@@ -35,7 +37,8 @@ class Contradiction:
     """One thing that configuration and headers say differently.
 
     Attributes:
-        rule: what it is about: `"format"`, `"bits"`, `"group_size"`, `"symmetric"`, `"act_order"`, `"skip list"`.
+        rule: what it is about: `"format"`, `"bits"`, `"group_size"`, `"symmetric"`, `"act_order"`, `"skip list"`,
+            `"activations"`.
         config: what the configuration says.
         headers: what the headers say.
         layers: that it is about.
@@ -129,14 +132,16 @@ def _of_layer(config: QuantizationConfig, rule: WeightRule, layer: PackedLayer) 
         stored = "GPTQ" if layer.format in _GPTQ else layer.format.name
         yield "format", f"{config.method} {config.version}", stored
     if rule.symmetric is False and layer.symmetric:
-        yield "symmetric", "zero points", "none are stored"
+        yield _NO_ZEROS
     # GPTQ stores zero points whatever the configuration says.
     if rule.symmetric and not layer.symmetric and layer.format not in _GPTQ:
         yield "symmetric", "no zero points", "zero points"
     if rule.act_order and not layer.act_order:
-        yield "act_order", "act-order", "no index of the groups (g_idx)"
+        yield _NO_INDEX
     if layer.act_order and not rule.act_order and layer.format not in _GPTQ:
         yield "act_order", "no act-order", "an index of the groups (g_idx)"
+    if rule.activations:
+        yield "activations", rule.activations, "4-bit weights alone, which are read for inputs in 16 bits"
 
 
 def _of_refused(
@@ -156,6 +161,13 @@ def _of_refused(
     sizes = _fitting_group_sizes(name, headers)
     if sizes and rule.group_size not in sizes:
         yield "group_size", f"groups of {rule.group_size}", f"groups of {' or '.join(map(str, sizes))}"
+    try:
+        format = detect(name, headers)
+        found = geometry(name, format, headers, rule.group_size, "")
+    except BaracudaError:
+        return
+    for part in lost_parts(rule, format, *found):
+        yield _NO_ZEROS if part == "weight_zero_point" else _NO_INDEX
 
 
 def _fitting_group_sizes(name: str, headers: Mapping[str, TensorHeader]) -> list[int]:

@@ -3,7 +3,7 @@
     convert("models/some-awq", "models/some-ct", PackedFormat.COMPRESSED_TENSORS)
 
 Exact conversions there and back give the same bytes. What is read is the checkpoint: files that an index does not list,
-pickled weights and older quantisation files are left behind.
+weights in other forms (pickles, GGUF, ONNX) and older quantisation files are left behind.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from baracuda_py.checkpoints.checkpoint import open_checkpoint
+from baracuda_py.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from baracuda_py.checkpoints.formats import PackedFormat
 from baracuda_py.checkpoints.write import MAX_SHARD_BYTES, Saved, SavePlan, kept_files, plan_save
+from baracuda_py.errors import UnsupportedCheckpoint
 
 __all__ = ["convert", "plan_convert"]
 
@@ -50,15 +51,32 @@ def plan_convert(
     Args:
         source: folder, or safetensors file.
         target: a folder that is empty or absent; with `overwrite` one that holds a checkpoint, even `source` itself.
-        format, max_shard_bytes, overwrite, lossy: as for `plan_save`.
+        format, max_shard_bytes, overwrite: as for `plan_save`.
+        lossy: as for `plan_save`; and whether the configuration may lose that activations are quantised too.
 
     Raises:
         CheckpointError, UnsupportedCheckpoint: `source` is damaged, or cannot be read or written in that format.
     """
     checkpoint = open_checkpoint(source)
+    if not lossy:
+        _check_activations(checkpoint)
     config = checkpoint.folder.json("config.json")
     return plan_save(
         target, [checkpoint[name] for name in checkpoint], plain=checkpoint.plain_headers, format=format,
         config=None if config is None else config[1], files=kept_files(checkpoint.folder),
         max_shard_bytes=max_shard_bytes, overwrite=overwrite, lossy=lossy,
     )  # fmt: skip
+
+
+def _check_activations(checkpoint: Checkpoint) -> None:
+    config = checkpoint.config
+    if config is None:
+        return
+    for name in checkpoint:
+        rule = config.rule(name)
+        if rule.activations:
+            raise UnsupportedCheckpoint(
+                config.file, "a layer that is converted must have quantised weights alone", tensor=name,
+                rule="activations", got=rule.activations, why="what is written says nothing of activations",
+                fix="Pass lossy=True (--lossy) for 4-bit weights and activations that are not quantised",
+            )  # fmt: skip

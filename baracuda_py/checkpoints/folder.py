@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
@@ -28,7 +29,10 @@ __all__ = ["Folder", "dtype_name", "numpy_dtype", "read_tensor"]
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
+_SHARD = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)\.safetensors", re.DOTALL)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Of TensorFlow, Flax, llama.cpp, ONNX and Rust.
+_OTHER_WEIGHTS = (".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".ot")
 _JSON_LIMIT = 256 << 20  # bytes of an index or a configuration
 # Smaller tensors are copied: a mapping takes whole pages, and a process may have some 65,000 mappings.
 _MAPPED_NBYTES = 64 << 10
@@ -61,11 +65,12 @@ class Folder:
         """The checkpoint `path`: a folder, or a safetensors file.
 
         Raises:
-            CheckpointError: nothing there, or files that are damaged or contradict each other.
+            CheckpointError: nothing there, one shard of several, or files that are damaged or contradict each other.
             UnsupportedCheckpoint: only pickled weights.
         """
         given = Path(path)
         if _is(given, "file"):
+            _check_whole(given)
             return cls._single(given, given.parent, given)
         if not _is(given, "dir"):
             raise CheckpointError(given, "a checkpoint must be a folder or a file", rule="missing", got="neither")
@@ -73,6 +78,7 @@ class Folder:
         single = _chosen(given, names, _SINGLE, _SUFFIX)
         index = _chosen(given, names, _INDEX, f"{_SUFFIX}.index.json")
         if single is not None and (index is None or single == _SINGLE):
+            _check_whole(given / single)
             return cls._single(given, given, _inside(given, single))
         if index is not None:
             return cls._sharded(given, _inside(given, index))
@@ -141,7 +147,8 @@ class Folder:
         Raises:
             CheckpointError: one leads out of the folder.
         """
-        weights = (_SUFFIX, *_PICKLES, *(f"{suffix}.index.json" for suffix in (_SUFFIX, *_PICKLES)))
+        suffixes = (_SUFFIX, *_PICKLES, *_OTHER_WEIGHTS)
+        weights = (*suffixes, *(f"{suffix}.index.json" for suffix in suffixes))
         names = [name for name in _names(self.root) if not name.startswith(".") and not name.endswith(weights)]
         return {name: _inside(self.root, name) for name in names if _is(self.root / name, "file")}
 
@@ -253,6 +260,29 @@ def _chosen(folder: Path, names: list[str], usual: str, suffix: str) -> str | No
         return usual
     fitting = [name for name in names if name.endswith(suffix)]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _check_whole(file: Path) -> None:
+    """Refuse a file that is called as one shard of several, unless the others are there or an index lists it."""
+    shard = _SHARD.fullmatch(file.name)
+    if shard is None or int(shard[3]) <= 1:
+        return
+    names = _names(file.parent)
+    others = [other for other in map(_SHARD.fullmatch, names) if other and other.group(1, 3) == shard.group(1, 3)]
+    numbers = {int(other[2]) for other in others}
+    index = _chosen(file.parent, names, _INDEX, f"{_SUFFIX}.index.json")
+    if len(numbers) >= int(shard[3]) or (index is not None and file.name in _listed(file.parent, index)):
+        return
+    raise CheckpointError(
+        file, f"a shard must have all {int(shard[3])} beside it, or an index that lists it", rule="shards",
+        got=f"{len(numbers)} and no such index", why="its name says that it is a part of a model",
+        fix=f"Get the other shards and {_INDEX}",
+    )  # fmt: skip
+
+
+def _listed(root: Path, index: str) -> list[Any]:
+    weight_map = _json_object(_inside(root, index)).get("weight_map")
+    return list(weight_map.values()) if isinstance(weight_map, dict) else []
 
 
 def _inside(root: Path, name: str) -> Path:

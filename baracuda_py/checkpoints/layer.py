@@ -69,7 +69,8 @@ class PackedLayer:
         tensors: by the last part of their names (`"qweight"` ...); read-only.
         file: that holds the weight; of a conversion's result, where it came from.
         headers: of the tensors; empty for a conversion's result.
-        act_scales: (ic,): what the layer's input has to be divided by, if the checkpoint says so, or None.
+        act_scales: (ic,): what the layer's input has to be divided by, if the checkpoint says so, or None. Neither the
+            weights nor `gemm_operands` contain the division: whoever runs the layer without it gets wrong results.
         loss: what a conversion changed; None for a layer as it was read.
     """
 
@@ -185,6 +186,8 @@ class PackedLayer:
 
     def gemm_operands(self, layout: AwqWeightLayout = AwqWeightLayout.OC_MAJOR, *, lossy: bool = False) -> GemmOperands:
         """What `Int4AwqGemmArgs` takes: weight_packed, scales, zeros and bias, in `layout`.
+
+        The activation must be divided by `act_scales` first, if they are not None.
 
         Raises:
             TypeError: `layout` is no AwqWeightLayout.

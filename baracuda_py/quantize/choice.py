@@ -21,12 +21,13 @@ from baracuda_py.vocab.enums import ElementKind
 __all__ = ["Left", "Linear", "choose", "model_types", "weight_of"]
 
 _FLOATS = ("F16", "BF16", "F32")
-_EMBEDDINGS = ("re:.*embed", "re:.*emb$", "wte", "wpe", "shared")
-# Left unless they are asked for: few weights, whose errors reach every output.
+_EMBEDDINGS = ("re:.*embed", "re:.*emb$", "wte", "wpe", "shared", "relative_attention_bias")
+# Left unless they are asked for: few weights, whose errors reach every output, or that no linear alone reads.
 _SENSITIVE = {
     "a head": ("lm_head", "re:.*lm_head$", "head", "embed_out", "score", "classifier"),
     "a router": ("gate", "router", "shared_expert_gate"),
     "a norm": ("re:.*norm",),
+    "a step size, whose weight models of Mamba's kind read directly": ("dt_proj",),
 }
 _ANY_IC, _ANY_OC = 128, 8  # which every group size fits
 # Their linears are Conv1D, which holds (ic, oc).

@@ -42,8 +42,16 @@ def opened(folder, settings, *, file="config.json", format="awq_gemm"):
         ({"w_bit": 4, "q_group_size": 32, "zero_point": False}, "quantize_config.json", ("awq", "gemm", 32, True)),
         (GPTQ, "config.json", ("gptq", "gptq", 32, True)),
         ({**GPTQ, "checkpoint_format": "gptq_v2"}, "config.json", ("gptq", "gptq_v2", 32, True)),
+        ({**GPTQ, "format": "gptq_v2"}, "config.json", ("gptq", "gptq_v2", 32, True)),
+        ({**GPTQ, "checkpoint_format": None, "format": "GPTQ_V2"}, "config.json", ("gptq", "gptq_v2", 32, True)),
+        ({**GPTQ, "checkpoint_format": "gptq", "format": "gptq_v2"}, "config.json", ("gptq", "gptq", 32, True)),
         ({"bits": 4, "group_size": -1, "desc_act": True}, "quantize_config.json", ("gptq", "gptq", -1, None)),
         ({**GPTQ, "dynamic": {"-:.*lm_head": {}}}, "config.json", ("gptq", "gptq", 32, True)),
+        ({**GPTQ, "rotation": None, "meta": {"rotation": ""}}, "config.json", ("gptq", "gptq", 32, True)),
+        ({**compressed(), "transform_config": {}}, "config.json",
+         ("compressed-tensors", "pack-quantized", 32, False)),
+        ({**compressed(), "transform_config": {"config_groups": {}}}, "config.json",
+         ("compressed-tensors", "pack-quantized", 32, False)),
         (compressed(), "config.json", ("compressed-tensors", "pack-quantized", 32, False)),
         (compressed(strategy="channel", group_size=None), "config.json",
          ("compressed-tensors", "pack-quantized", -1, False)),
@@ -64,6 +72,7 @@ def test_each_writers_spelling_is_read(tmp_path, settings, file, expected):
         ({"quant_method": "awq", "group_size": 32}, "bits"),
         ({**AWQ, "version": "exllama9"}, "version"),
         ({**GPTQ, "checkpoint_format": "bitblas"}, "checkpoint_format"),
+        ({**GPTQ, "format": "bitblas"}, "checkpoint_format"),
         ({**GPTQ, "dynamic": {"+:.*18.*": {"bits": 8}}}, "dynamic"),
         ({**compressed(), "format": "float-quantized"}, "format"),
         ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, "quant_method"),
@@ -73,6 +82,36 @@ def test_what_is_not_read_is_refused_by_name(tmp_path, settings, rule):
     with pytest.raises(UnsupportedCheckpoint) as raised:
         opened(tmp_path, settings)
     assert (raised.value.rule, raised.value.file) == (rule, str(tmp_path / "config.json"))
+
+
+ONLINE = {"R4": {"type": "hadamard", "apply": [{"targets": ["re:.*down_proj$"], "location": "input"}]}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({**compressed(), "transform_config": {"config_groups": ONLINE}}, "transform_config"),
+        ({**compressed(), "transform_config": ONLINE}, "transform_config"),
+        ({**GPTQ, "rotation": "hadamard"}, "rotation"),
+        ({**GPTQ, "meta": {"rotation": "random"}}, "rotation"),
+    ],
+)
+def test_weights_of_rotated_inputs_are_refused(tmp_path, settings, rule):
+    with pytest.raises(UnsupportedCheckpoint, match="nothing here rotates inputs") as raised:
+        opened(tmp_path, settings)
+    assert (raised.value.rule, raised.value.file) == (rule, str(tmp_path / "config.json"))
+    with pytest.raises(UnsupportedCheckpoint, match="nothing here rotates inputs"):
+        checkpoints.convert(tmp_path, tmp_path / "made", checkpoints.PackedFormat.AWQ_GEMM)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("key", ["checkpoint_format", "format"])
+@pytest.mark.parametrize("version", ["gptq_v1", "gptq_v2"])
+def test_either_name_of_gptqs_version_gives_the_zero_points(tmp_path, version, key):
+    made = weight(2, 128, 64, 32, least_zero=1)
+    said = {"checkpoint_format": None, key: {"gptq_v1": "gptq"}.get(version, version)}
+    layer = checkpoints.open(write(tmp_path, version, made, settings=said))[NAME]
+    assert (checkpoints.unpack(layer).weights() == made.exact).all()
 
 
 def test_modelopt_is_refused_by_name(tmp_path):
@@ -100,6 +139,7 @@ def test_modelopt_is_refused_by_name(tmp_path):
         ({**AWQ, "modules_to_not_convert": [1]}, "modules_to_not_convert"),
         ({**AWQ, "version": ["gemm"]}, "version"),
         ({**GPTQ, "desc_act": "yes"}, "desc_act"),
+        ({**compressed(), "transform_config": [1]}, "transform_config"),
         ({**compressed(), "config_groups": []}, "config_groups"),
         ({**compressed(), "config_groups": {}}, "config_groups"),
         ({**compressed(), "config_groups": {"group_0": 1}}, "config_groups"),

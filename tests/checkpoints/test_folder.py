@@ -55,6 +55,41 @@ def test_a_single_file_is_found_by_folder_or_by_name(tmp_path, name):
         assert set(Folder.open(path).tensors) == {"a", "b"}
 
 
+def test_one_shard_of_several_is_no_checkpoint(tmp_path):
+    save_file(SHARDS[FIRST], tmp_path / FIRST)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for path in (tmp_path, tmp_path / FIRST):
+        error = refused(path, "shards")
+        assert error.file == str(tmp_path / FIRST)
+        assert "all 2 beside it" in str(error)
+        with pytest.raises(CheckpointError, match="got 1 and no such index"):
+            checkpoints.inspect(path, "host")
+    save_file(SHARDS[SECOND], tmp_path / "model-00002-of-00003.safetensors")
+    refused(tmp_path / FIRST, "shards")
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00001-of-00001.safetensors", "part-1-of-2-x.safetensors", "a-of-2.safetensors"]
+)
+def test_a_file_that_is_not_called_one_of_several_is_whole(tmp_path, name):
+    save_file(SHARDS[FIRST], tmp_path / name)
+    for path in (tmp_path, tmp_path / name):
+        assert set(Folder.open(path).tensors) == {"a", "b"}
+
+
+def test_a_shard_can_be_read_alone_where_the_others_or_an_index_are_there(tmp_path):
+    for name, tensors in SHARDS.items():
+        save_file(tensors, tmp_path / name)
+    assert set(Folder.open(tmp_path / FIRST).tensors) == {"a", "b"}
+    (tmp_path / SECOND).unlink()
+    refused(tmp_path / FIRST, "shards")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"c": SECOND}}))
+    refused(tmp_path / FIRST, "shards")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": FIRST, "b": FIRST}}))
+    for path in (tmp_path, tmp_path / FIRST):
+        assert set(Folder.open(path).tensors) == {"a", "b"}
+
+
 def test_a_tensor_that_the_index_leaves_away_is_no_part_but_known(tmp_path):
     folder = Folder.open(write(tmp_path, b=None))
     assert set(folder.tensors) == {"a", "c"}

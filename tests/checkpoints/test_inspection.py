@@ -170,6 +170,7 @@ def test_a_bad_layer_hides_no_other(tmp_path):
     assert refused.file not in refused.refusal
 
 
+FLOAT_INPUTS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
 DISAGREEMENTS = {
     "group size": (
         linear("awq_gemm", 1024, 512, 64), AWQ, ("group_size", "groups of 128", "groups of 64"), {}
@@ -201,6 +202,13 @@ DISAGREEMENTS = {
         linear("compressed_tensors", 1024, 512) | {"weight_g_idx": ("I32", [1024])}, COMPRESSED,
         ("act_order", "no act-order", "an index of the groups (g_idx)"), {},
     ),
+    "inputs in 8 bits said": (
+        linear("compressed_tensors", 1024, 512),
+        COMPRESSED | {"config_groups": {"g": COMPRESSED["config_groups"]["group_0"] | {
+            "input_activations": FLOAT_INPUTS}}},
+        ("activations", "8-bit float input_activations",
+         "4-bit weights alone, which are read for inputs in 16 bits"), {},
+    ),
 }  # fmt: skip
 
 
@@ -211,6 +219,8 @@ def test_each_contradiction_is_named(tmp_path, case):
     every = {(one.rule, one.config, one.headers): one.layers for one in found.contradictions}
     assert expected in every
     assert NAME in every[expected]
+    if case in ("zero points said, none held", "act-order said, no index held"):
+        assert {one.name for one in found.refused} == {NAME, "other.up"}, "without that tensor weights are others"
     if expected[0] != "skip list":
         assert every[expected] == (NAME, "other.up")
 

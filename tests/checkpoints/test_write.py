@@ -45,6 +45,77 @@ def test_a_converted_checkpoint_holds_the_same_weights(tmp_path, format, target)
     assert np.array_equal(found.plain["model.norm.weight"], np.arange(16, dtype=np.float16))
 
 
+@pytest.mark.parametrize("name", ["input_activations", "output_activations"])
+def test_that_activations_are_quantised_too_is_lost_only_where_it_may_be(tmp_path, name):
+    made = made_for(F.COMPRESSED_TENSORS)
+    source = write(tmp_path / _folder(tmp_path, "source"), "compressed_tensors", made)
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"][name] = {"num_bits": 8, "type": "float"}
+    (source / "config.json").write_text(json.dumps(config))
+    for target in TARGETS:
+        with pytest.raises(UnsupportedCheckpoint, match=f"8-bit float {name}.*lossy=True") as refused:
+            checkpoints.convert(source, tmp_path / "target", target)
+        assert (refused.value.rule, refused.value.tensor) == ("activations", NAME)
+        assert refused.value.file == str(source / "config.json")
+    assert not (tmp_path / "target").exists()
+    checkpoints.convert(source, tmp_path / "target", F.AWQ_GEMM, lossy=True)
+    assert np.array_equal(checkpoints.unpack(checkpoints.open(tmp_path / "target")[NAME]).weights(), made.exact)
+
+
+LOST = {
+    "g_idx of v1": ("gptq_v1", "g_idx", {"act_order": True}),
+    "g_idx of v2": ("gptq_v2", "g_idx", {"act_order": True}),
+    "weight_g_idx": ("compressed_tensors", "weight_g_idx", {"act_order": True}),
+    "weight_zero_point": ("compressed_tensors", "weight_zero_point", {}),
+}
+
+
+def write_without(folder, part, format, made, **settings):
+    """As `write`, but a tensor of the layer is gone."""
+    write(folder, format, made, **settings)
+    tensors = {f"{NAME}.{name}": tensor for name, tensor in packed(format, made).items() if name != part}
+    by_hand.write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_a_layer_without_a_tensor_that_the_configuration_tells_of_is_not_read(tmp_path, case):
+    format, part, options = LOST[case]
+    made = weight(3, 128, 64, 32, least_zero=1, **options)
+    source = write_without(tmp_path / _folder(tmp_path, "source"), part, format, made)
+    for use in (
+        lambda: checkpoints.open(source)[NAME],
+        lambda: checkpoints.convert(source, tmp_path / "target", F.AWQ_GEMM, lossy=True),
+    ):
+        with pytest.raises(CheckpointError, match=r"config\.json says.*Get the whole checkpoint") as refused:
+            use()
+        assert (refused.value.rule, refused.value.tensor) == ("missing tensor", f"{NAME}.{part}")
+        assert refused.value.file == str(source / "model.safetensors")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("format", ["gptq_v1", "gptq_v2", "compressed_tensors"])
+def test_one_group_needs_no_index_whatever_the_configuration_says(tmp_path, format):
+    part = "weight_g_idx" if format == "compressed_tensors" else "g_idx"
+    made = weight(3, 128, 64, -1, least_zero=1)
+    write_without(tmp_path, part, format, made, settings=by_hand.config(format, -1, act_order=True))
+    assert np.array_equal(checkpoints.unpack(checkpoints.open(tmp_path)[NAME]).weights(), made.exact)
+
+
+def test_weights_in_other_forms_are_left_behind(tmp_path):
+    source = write(tmp_path / _folder(tmp_path, "source"), "awq_gemm", made_for(F.AWQ_GEMM))
+    kept = {"tokenizer.json", "merges.txt", "preprocessor_config.json"}
+    weights = {
+        "tf_model.h5", "tf_model-00001-of-00002.h5", "tf_model.h5.index.json", "flax_model.msgpack", "model.gguf",
+        "flax_model.msgpack.index.json", "model.onnx", "model.onnx_data", "rust_model.ot", "pytorch_model.bin",
+        "pytorch_model.bin.index.json", "consolidated.00.pth",
+    }  # fmt: skip
+    for name in kept | weights:
+        (source / name).write_text("{}")
+    checkpoints.convert(source, tmp_path / "target", F.COMPRESSED_TENSORS)
+    assert {path.name for path in (tmp_path / "target").iterdir()} == kept | {"config.json", "model.safetensors"}
+
+
 def test_there_and_back_gives_the_same_bytes(tmp_path):
     made = made_for(F.AWQ_GEMM)
     source = write(tmp_path / _folder(tmp_path, "source"), "awq_gemm", made, more=PLAIN)

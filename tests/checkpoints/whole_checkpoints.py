@@ -75,7 +75,7 @@ def _settings(format: PackedFormat | None) -> dict[str, Any]:
         version = "gptq" if format is PackedFormat.GPTQ_V1 else "gptq_v2"
         return {"quant_method": "gptq", **common, "desc_act": True, "sym": False, "checkpoint_format": version}
     if format is PackedFormat.COMPRESSED_TENSORS:
-        weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP, "symmetric": False}
+        weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP, "symmetric": None}
         groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
         skipped = ["lm_head", "re:.*embed_tokens"]
         return {

@@ -362,6 +362,8 @@ def test_what_cannot_be_packed_is_left_and_said(source, target):
         "head.weight": np.ones((64, 128), np.float16),
         "generator_lm_head.weight": np.ones((64, 128), np.float16),
         "lm_head.dense.weight": np.ones((64, 128), np.float16),
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": np.ones((32, 128), np.float16),
+        "model.layers.0.mixer.dt_proj.weight": np.ones((256, 128), np.float16),
     }
     made = quantize_checkpoint(source(tensors), target, skip=["re:.*k_proj"])
     why = {one.tensor.name.rpartition("model.layers.0.")[2].removesuffix(".weight"): one.why for one in made.left}
@@ -372,6 +374,8 @@ def test_what_cannot_be_packed_is_left_and_said(source, target):
         "lm_head": "a head", "model.embed_tokens": "an embedding", "shared": "an embedding",
         "pos_emb": "an embedding", "head": "a head", "generator_lm_head": "a head",
         "lm_head.dense": "a head",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias": "an embedding",
+        "mixer.dt_proj": "a step size, whose weight models of Mamba's kind read directly",
     }  # fmt: skip
     assert "oc must be a multiple of 8" in why["mlp.odd"]
     assert len(checkpoints.open(target)) == 6
@@ -380,6 +384,13 @@ def test_what_cannot_be_packed_is_left_and_said(source, target):
 def test_only_what_is_asked_for(source, target):
     made = quantize_checkpoint(source(tensors_of()), target, only=["lm_head", "re:.*mlp"], skip=["up_proj"])
     assert sorted(layer.name for layer in made.layers) == sorted(["lm_head", GATE, DOWN])
+
+
+def test_a_step_size_is_quantised_if_it_is_asked_for(source, target):
+    name = "model.layers.0.mixer.dt_proj"
+    tensors = tensors_of() | {f"{name}.weight": tensors_of()[f"{Q}.weight"]}
+    made = quantize_checkpoint(source(tensors), target, only=["dt_proj"])
+    assert [layer.name for layer in made.layers] == [name]
 
 
 @pytest.mark.parametrize("option", ["only", "skip"])
@@ -423,6 +434,15 @@ def test_sources_that_hold_no_linears_to_quantise(source, target, tmp_path):
     with pytest.raises(CheckpointError, match="bias") as refused:
         plan_quantize(source(bad), tmp_path / "again")
     assert refused.value.tensor == f"{Q}.bias"
+
+
+def test_one_shard_of_several_is_not_quantised(source, target):
+    folder = source(tensors_of())
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00003.safetensors")
+    with pytest.raises(CheckpointError, match="all 3 beside it") as refused:
+        quantize_checkpoint(folder, target)
+    assert refused.value.rule == "shards"
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
