@@ -57,7 +57,7 @@ class AwqLinear(torch.nn.Module):
         Unsupported, InvalidProblem: sizes that the AWQ GEMM does not allow, or another dtype.
     """
 
-    weight = None  # for models that ask for a layer's dtype where it has a weight
+    weight: Any = None  # for models that ask for a layer's dtype where it has a weight
     qweight: Any
     qzeros: Any
     scales: Any
