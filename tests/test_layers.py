@@ -39,6 +39,7 @@ ALLOWED = {
         "errors", "vocab", "registry", "plan", "arrays", "ops", "backends", "sys", "checkpoints", "interop", "quantize",
         "tuning", "bench",
     },
+    "__main__": {"cli"},
 }
 
 

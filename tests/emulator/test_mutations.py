@@ -20,13 +20,13 @@ from baracuda_py.vocab.code import PtxCode
 
 _ORDERS = re.compile(
     r"__sync(?:threads|warp)\(\);|cp_async_commit\(\);|cp_async_wait<[^;]*>\(\);"
-    r"|partial_barrier(?:_arrive)?<[^;]*>\([^;]*\);|mbarrier_(?:wait|arrive|fence_init)\([^;]*\);"
+    r"|partial_barrier(?:_arrive)?<[^;]*>\([^;]*\);|mbarrier_(?:wait|arrive|fence_init)\([^;]*\);|fence_before_bulk_copy\(\);"
     r"|cluster_(?:arrive|arrive_relaxed|wait)\(\);|turns\.(?:begin|pass)\(\);"
     r"|wgmma_(?:fence|commit)\(\);|wgmma_wait<[^;]*>\(\);"
 )
 
 # Headers that define them.
-_DEFINED = ("cluster.cuh", "cp_async.cuh", "mbarrier.cuh", "partial_barrier.cuh", "wgmma.cuh")
+_DEFINED = ("bulk_copy.cuh", "cluster.cuh", "cp_async.cuh", "mbarrier.cuh", "partial_barrier.cuh", "wgmma.cuh")
 
 _FAULTS = (
     "since the last barrier|not waited for|not written|in flight|never ends|no fence|do not reach|more threads arrive"

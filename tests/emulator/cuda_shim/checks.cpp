@@ -32,6 +32,7 @@ struct Byte {
   int reading_warp = kNobody;  // of those, or kSeveral
   int copier = kNobody;       // whose copy is in flight to it
   std::uint32_t warps = 0;    // that read it in interval `read`, a bit each
+  std::uint32_t fences = 0;   // that there had been at the last write
 };
 
 struct Region {
@@ -50,6 +51,7 @@ std::uint64_t interval, block_begin;
 std::uint64_t steps[kWarps];    // of each warp, the intervals between its barriers; counted on too
 std::uint64_t ordered[kWarps];  // steps below are over for all its lanes; less than `steps` from an arrival to its wait
 int block_count, block_threads;
+std::uint32_t fences, last_fence[kMaxThreads];  // of all threads, and the number of each one's last
 std::uint64_t arrival_steps[kWarps];             // what `ordered` becomes with the wait
 std::uint64_t remote_steps[kMaxBlocks][kWarps];  // how far warps must be known to be before the block may end
 
@@ -185,6 +187,7 @@ void write(const Region& region, const char* address, Byte& byte, int thread) {
   byte.written = interval;
   byte.writer = thread;
   byte.write_step = steps[thread / kWarpLanes];
+  byte.fences = fences;
 }
 
 void watch(Region& region, char* begin, std::size_t nbytes) {
@@ -329,9 +332,22 @@ void note_copy_issued(int thread, const void* address, std::size_t nbytes) {
   });
 }
 
+void note_bulk_copy_issued(int thread, const void* address, std::size_t nbytes) {
+  each_byte(address, nbytes, [&](const Region& region, const char* at, const Byte& byte) {
+    if (byte.writer < 0 || byte.written < block_begin) return;
+    if (last_fence[byte.writer] <= byte.fences && last_fence[thread] <= byte.fences) {
+      report(region, at, "a bulk copy to bytes that thread %d has written, and no fence orders", byte.writer);
+    }
+  });
+  note_copy_issued(thread, address, nbytes);
+}
+
+void note_fence(int thread) { last_fence[thread] = ++fences; }
+
 void note_copy_landed(int thread, const void* address, std::size_t nbytes) {
   each_byte(address, nbytes, [&](const Region&, const char*, Byte& byte) {
     byte.copier = kNobody;
+    byte.fences = fences;
     byte.written = interval;
     byte.writer = thread;
     byte.write_step = steps[thread / kWarpLanes];

@@ -6,6 +6,9 @@
 // issue to the wait of the thread that issued it; a bulk copy from its issue until its mbarrier's phase has ended, and
 // for a thread that has not waited for that, for ever. A byte that the block has not written must not be read.
 //
+// A bulk copy to bytes that a thread wrote, itself or by cp.async, wants a fence of that thread, or of the one that issues it,
+// since then.
+//
 // Memory of a launch that may not have ended is for threads that have waited for it, or know of one that has.
 //
 // A thread that arrives at an mbarrier passes on what its warp did before its last __syncwarp(), and what it knows of other
@@ -50,6 +53,8 @@ void note_write(int thread, const void* address, std::size_t nbytes);
 // To the memory of any block.
 void note_remote_write(int thread, int block, const void* address, std::size_t nbytes);
 void note_copy_issued(int thread, const void* address, std::size_t nbytes);
+void note_bulk_copy_issued(int thread, const void* address, std::size_t nbytes);
+void note_fence(int thread);  // before bulk copies
 void note_copy_landed(int thread, const void* address, std::size_t nbytes);
 void note_bulk_copy_landed(const void* address, std::size_t nbytes, int mbarrier, std::uint64_t phases);
 void note_global(int thread, const void* address, std::size_t nbytes);  // of a copy

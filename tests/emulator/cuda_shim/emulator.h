@@ -103,6 +103,7 @@ void wait_for_copies(int pending);
 // Barriers in shared memory that count arrivals and copied bytes, see mbarrier.cuh, and the copies that end on them.
 void init_mbarrier(unsigned address, unsigned arrivals);
 void fence_mbarriers();
+void fence_before_bulk_copies();
 void arrive_at_mbarrier(unsigned address, unsigned expected_nbytes);
 void wait_at_mbarrier(unsigned address, unsigned parity);
 void copy_bulk(unsigned destination, const void* source, unsigned nbytes, unsigned mbarrier);

@@ -96,7 +96,7 @@ void issue(const BulkCopy& copy, unsigned mbarrier) {
   char* bytes = shared_pointer(copy.destination, kCopyGrain);
   if (copy.nbytes == 0 || copy.nbytes % kCopyGrain != 0) fail("a bulk copy of %u bytes", copy.nbytes);
   shared_pointer(copy.destination + copy.nbytes - kCopyGrain, kCopyGrain);
-  note_copy_issued(running_thread(), bytes, copy.nbytes);
+  note_bulk_copy_issued(running_thread(), bytes, copy.nbytes);
   std::memset(bytes, kPoison, copy.nbytes);  // neither the old bytes nor the new ones
   one.copies.push_back(copy);
 }
@@ -122,7 +122,10 @@ void init_mbarrier(unsigned address, unsigned arrivals) {
   mbarriers.push_back({running->block, address, arrivals, arrivals, 0, 0, running_thread(), false, {}, {}, {}});
 }
 
+void fence_before_bulk_copies() { note_fence(running_thread()); }
+
 void fence_mbarriers() {
+  note_fence(running_thread());
   for (Mbarrier& one : mbarriers) one.fenced |= one.initialiser == running_thread();
 }
 

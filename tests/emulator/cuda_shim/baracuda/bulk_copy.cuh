@@ -15,7 +15,7 @@ inline void bulk_copy_once(unsigned destination, const void* source, unsigned nb
 inline void bulk_copy(unsigned destination, const void* source, unsigned nbytes, unsigned barrier) {
   emulator::copy_bulk(destination, source, nbytes, barrier);
 }
-inline void fence_before_bulk_copy() {}  // every access here is of one kind
+inline void fence_before_bulk_copy() { emulator::fence_before_bulk_copies(); }
 
 inline void box_copy(unsigned destination, const TensorMap* map, int x, int y, int z, unsigned barrier) {
   emulator::copy_box(destination, map->opaque, x, y, z, barrier);
