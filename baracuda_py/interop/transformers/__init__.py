@@ -27,7 +27,7 @@ try:
     import transformers
 
     from baracuda_py.interop.transformers.experts import AwqExperts, put_experts
-    from baracuda_py.interop.transformers.linears import check_bias, drop_weight, find_module, untie_packed
+    from baracuda_py.interop.transformers.linears import check_bias, find_module, untie_packed
     from baracuda_py.interop.transformers.places import ExpertMatrix, Places
 except ImportError:
     raise Unsupported(
@@ -151,7 +151,6 @@ def _put_layer(
         )  # fmt: skip
     check_bias(found, name, layer.file, (lambda: layer.bias) if layer.has_bias else None)
     made = AwqLinear.from_layer(layer, device=device, layout=layout)
-    drop_weight(made)
     parent, _, last = place.rpartition(".")
     setattr(model.get_submodule(parent), last, made)
 

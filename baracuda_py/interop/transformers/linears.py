@@ -10,7 +10,7 @@ import torch
 from baracuda_py.errors import CheckpointError
 from baracuda_py.interop.torch import AwqLinear
 
-__all__ = ["check_bias", "drop_weight", "find_module", "stand_in_weight", "untie_packed"]
+__all__ = ["check_bias", "find_module", "stand_in_weight", "untie_packed"]
 
 
 def check_bias(found: Any, name: str, file: object, read: Callable[[], Any] | None) -> None:
@@ -57,11 +57,6 @@ def untie_packed(model: Any) -> None:
 
 
 def stand_in_weight(layer: Any, weight: Any) -> None:
-    """Give an `AwqLinear` what models initialise, until `drop_weight`: a tensor like `weight`, without memory."""
+    """Give an `AwqLinear` what models initialise, until it is deleted again: a tensor like `weight`, without memory."""
     layer.weight = torch.empty_like(weight, device="meta", requires_grad=False)
     layer.weight._is_hf_initialized = True
-
-
-def drop_weight(layer: Any) -> None:
-    """Make `weight` None, for models such as T5 that look whether it is a tensor of another dtype."""
-    layer.weight = None

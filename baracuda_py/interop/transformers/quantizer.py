@@ -16,7 +16,7 @@ from baracuda_py.checkpoints.headers import TensorHeader, read_header
 from baracuda_py.errors import CheckpointError, Unsupported
 from baracuda_py.interop.torch import AwqLinear
 from baracuda_py.interop.transformers.experts import put_experts
-from baracuda_py.interop.transformers.linears import check_bias, drop_weight, find_module, stand_in_weight, untie_packed
+from baracuda_py.interop.transformers.linears import check_bias, find_module, stand_in_weight, untie_packed
 from baracuda_py.interop.transformers.places import Places
 
 __all__ = ["BaracudaAwqQuantizer", "use_for_awq"]
@@ -64,7 +64,7 @@ class BaracudaAwqQuantizer(HfQuantizer):
                 # A model that wants a module in f32, as T5 does, has converted all of it; back again, nothing is lost.
                 layer.scales = layer.scales.to(layer.weight.dtype)
                 layer.bias = None if layer.bias is None else layer.bias.to(layer.weight.dtype)
-                drop_weight(layer)
+                del layer.weight
         return model
 
     def is_serializable(self) -> bool:

@@ -1,10 +1,10 @@
 // The entry points of awq_gemm_bulk.cuh for HF_GEMM weights, one element and number of groups in a block of 128 input
 // channels: a module each, because a driver compiles a module as a whole, and a checkpoint needs one.
 //
-// awq_gemm, any m; oc % 32 == 0, ic % 64 == 0; weights, zeros and scales contiguous, from addresses that are multiples of 16;
-// as awq_gemm_bulk_tiles.cuh says, a unit being that of BulkHfGemm, copied, but for a warp's first, by maps, in boxes of a warp's channels: weight_map is bytes (1, ic, oc / 2), boxes of 128 rows, swizzled over a box's rows
-// where those are 32 bytes; scale_map (1, groups, oc) and zero_map bytes (1, groups, oc / 2), in boxes of a block's groups,
-// not swizzled.
+// awq_gemm, any m; oc % 32 == 0, ic % 64 == 0; weights, zeros and scales contiguous, from addresses that are multiples of
+// 16; as awq_gemm_bulk_tiles.cuh says, a unit being that of BulkHfGemm, copied, but for a warp's first, by maps, in boxes of
+// a warp's channels: weight_map is bytes (1, ic, oc / 2), boxes of 128 rows, swizzled over a box's rows where those are 32
+// bytes; scale_map (1, groups, oc) and zero_map bytes (1, groups, oc / 2), in boxes of a block's groups, not swizzled.
 #pragma once
 
 #include "baracuda/awq_gemm_bulk_hf_gemm.cuh"
