@@ -184,3 +184,18 @@ def test_nan_and_infinity_stay_in_their_rows(registry, layout, variant, element)
     assert not np.isfinite(found[4].astype(np.float32)).all()
     others = [0, 1, 3, 5, 6]
     assert found[others].tobytes() == plain[others].tobytes()
+
+
+@pytest.mark.parametrize(("variant", "layout"), VARIANTS)
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+@pytest.mark.parametrize("epilogue", [bp.EpilogueKind.BIAS_GELU, bp.EpilogueKind.BIAS_SILU], ids=lambda one: one.name)
+def test_activations_keep_their_relative_error_where_they_vanish(registry, layout, variant, element, epilogue):
+    descriptor = bp.Int4AwqGemmDescriptor(3, 256, 64, 128, None, layout, element, epilogue)
+    case = _case(registry, variant, descriptor)
+    inputs = inputs_for(case.op, descriptor)
+    inputs["activation"][...] = 0
+    # Phi(-3.75) is 9e-5, which f16 still holds with all of its bits; Phi(-8) is 6e-16.
+    centre = -3.75 if element is bp.ElementKind.F16 else -8
+    inputs["bias"][...] = centre + np.linspace(-0.125, 0.125, 64)
+    exact = reference_outputs(case.op, descriptor, inputs)["output"]
+    assert frobenius_error(_run(case, inputs), exact) <= relative_tolerance(case.guarantee, element)

@@ -240,6 +240,22 @@ def test_every_epilogue_is_within_the_guarantee(torch, layout, element, epilogue
             assert error <= relative_tolerance(kernel.sku.precision_guarantee, element), f"{kernel.sku}, m = {m}"
 
 
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda e: e.name)
+@pytest.mark.parametrize("layout", bp.AwqWeightLayout, ids=lambda layout: layout.name)
+def test_gelu_keeps_its_relative_error_where_it_vanishes(torch, layout, element):
+    layer = Layer(torch, 896, 896, 128, layout, element)
+    # Phi(-3.75) is 9e-5, which f16 still holds with all of its bits; Phi(-8) is 6e-16.
+    centre = -3.75 if element is ElementKind.F16 else -8
+    bias = (centre + torch.linspace(-0.125, 0.125, 896, device="cuda")).to(layer.dtype)
+    exact = bias.double() * torch.special.erfc(bias.double() * -math.sqrt(0.5)) / 2
+    for m in (3, 17, 200):
+        x = torch.zeros_like(layer.activation(m))
+        for kernel in _kernels(layer.descriptor(m, epilogue=EpilogueKind.BIAS_GELU)):
+            found = _run(layer, kernel, x, bias, EpilogueKind.BIAS_GELU)
+            error = _error(torch, found, exact.expand(m, -1))
+            assert error <= relative_tolerance(kernel.sku.precision_guarantee, element), f"{kernel.sku}, m = {m}"
+
+
 @pytest.mark.parametrize("layout", bp.AwqWeightLayout, ids=lambda layout: layout.name)
 @pytest.mark.parametrize("m", [1, 8, 9, 64, 200])
 def test_partial_sums_beyond_f16_do_not_overflow_the_result(torch, m, layout):
