@@ -15,12 +15,12 @@ from baracuda_py.testing.calls import Call, Case, frobenius_error, reference_out
 from baracuda_py.testing.data import inputs_for
 from baracuda_py.vocab.tolerance import relative_tolerance
 
-TILED, HF_GEMM = bp.AwqWeightLayout.TILED, bp.AwqWeightLayout.HF_GEMM
-LAYOUTS = (bp.AwqWeightLayout.OC_MAJOR, HF_GEMM)
+TILED, HF_GEMM, OC_MAJOR = bp.AwqWeightLayout.TILED, bp.AwqWeightLayout.HF_GEMM, bp.AwqWeightLayout.OC_MAJOR
+LAYOUTS = (OC_MAJOR, HF_GEMM)
 VARIANTS = [
-    ("small_m", bp.AwqWeightLayout.OC_MAJOR),
+    ("small_m", OC_MAJOR),
     *((variant, layout) for variant in ("stream", "splitk", "tile") for layout in LAYOUTS),
-    ("bulk", HF_GEMM),
+    *(("bulk", layout) for layout in LAYOUTS),
     *((variant, TILED) for variant in ("bulk", "wide", "stream", "tile", "direct")),
 ]
 ELEMENTS = (bp.ElementKind.F16, bp.ElementKind.BF16)
@@ -100,6 +100,10 @@ def test_a_token_has_the_same_bits_in_every_batch_of_a_stream(
         (HF_GEMM, 64, 4416, 224, "c64_p2"),
         (HF_GEMM, 32, 1088, 288, "c64"),
         (HF_GEMM, -1, 1088, 800, "c128"),
+        (OC_MAJOR, 128, 2304, 96, "c32"),
+        (OC_MAJOR, 64, 1088, 160, "c32"),
+        (OC_MAJOR, 32, 2240, 288, "c64"),
+        (OC_MAJOR, -1, 1088, 800, "c64"),
     ],
     ids=str,
 )

@@ -271,8 +271,7 @@ OP = Op(
     kernels=(
         *(kernel for layout in AwqWeightLayout for kernel in stream_kernels(layout)),
         *(kernel for layout in _DIRECT for kernel in sm80_kernels(layout)),
-        *sm90a_kernels(AwqWeightLayout.TILED),
-        *sm90a_kernels(AwqWeightLayout.HF_GEMM),
+        *(kernel for layout in AwqWeightLayout for kernel in sm90a_kernels(layout)),
         *wide_kernels(AwqWeightLayout.TILED),
         *tiled_kernels(AwqWeightLayout.TILED),
         *dequantized_kernels(),

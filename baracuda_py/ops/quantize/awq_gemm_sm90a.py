@@ -1,7 +1,8 @@
 """The CUDA kernel of the AWQ GEMM that decodes on compute capability 9.0: which entry, which grid.
 
-    bulk     weights by bulk copies, HF_GEMM's by boxes, into a ring of each warp, tokens by boxes; one launch, no
-             workspace, any m: 8 or 16 tokens a thread block, so that weights are read again, from L2, for more
+    bulk     weights by bulk copies, by boxes where scales lie apart, into a ring of each warp, tokens by boxes; one
+             launch, no workspace, any m: 8 or 16 tokens a thread block, so that weights are read again, from L2, for
+             more
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = ["BARRIER_BYTES", "BOX_CHANNELS", "SHARED_BYTES", "sm90a_kernels", "to
 
 _ARCH = ArchSku.SM90A
 _CHANNELS = (64, 32)  # output channels of a tile
-_CHANNELS_APART = (128, 64)  # of HF_GEMM, of whose sectors 32 channels are a half
+_CHANNELS_OF_HF_GEMM = (128, 64)  # of whose sectors 32 channels are a half
 _SHORT = 4  # blocks of input channels a warp: the sums of two thread blocks cost more than half sectors
 BOX_CHANNELS = 64  # kBoxChannels of awq_gemm_bulk.cuh
 SHARED_BYTES = 227 * 1024  # that a thread block of this architecture may have
@@ -135,6 +136,12 @@ def _entry_tokens(tokens: int) -> int:
     return 8 if tokens <= 8 else 16
 
 
+def _halves_sectors(desc: Int4AwqGemmDescriptor) -> bool:
+    """Whether 32 channels are half of what memory is read by."""
+    layout: str = desc.weight_layout.value
+    return layout == "hf_gemm"
+
+
 def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     """The largest tile with which the SM that has the most channels has about as few as with any.
 
@@ -143,9 +150,9 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     """
     layout: str = desc.weight_layout.value
     channels = _CHANNELS
-    if desc.scales_apart and 2 * _ceil_div(desc.oc, 64) > device.sm_count:
-        channels = _CHANNELS_APART
-    elif desc.scales_apart:
+    if _halves_sectors(desc) and 2 * _ceil_div(desc.oc, 64) > device.sm_count:
+        channels = _CHANNELS_OF_HF_GEMM
+    elif _halves_sectors(desc):
         halves = _Tile.of(64, layout, 2)
         columns = Tiling(desc.ic, desc.oc, desc.group_size).columns
         long = columns > _SHORT * halves.depth_warps and 2 * halves.blocks(desc.oc, device.sm_count) > device.sm_count
@@ -156,11 +163,13 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
 
 
 def _weight_boxes(desc: Int4AwqGemmDescriptor, tile: _Tile, groups: int) -> tuple[TensorMap, ...]:
-    """HF_GEMM weights, scales and zero points of a warp's channels, a block and its groups."""
+    """Weights, scales and zero points of a warp's channels, a block and its groups."""
     channels, stored = tile.warp_channels, desc.ic // desc.group
+    rows, row, box = desc.oc, desc.ic // 2, (TILE_COLUMNS // 2, channels, 1)
+    if desc.weight_layout.value == "hf_gemm":
+        rows, row, box = desc.ic, desc.oc // 2, (channels // 2, TILE_COLUMNS, 1)
     return (
-        TensorMap("weight_packed", ElementKind.U8, (desc.oc // 2, desc.ic, 1), (desc.oc // 2, desc.oc // 2),
-                  (channels // 2, TILE_COLUMNS, 1), swizzled=channels > 32),
+        TensorMap("weight_packed", ElementKind.U8, (row, rows, 1), (row, row), box, swizzled=box[0] > 16),
         TensorMap("scales", desc.scales_kind, (desc.oc, stored, 1), (desc.oc, desc.oc), (channels, groups, 1),
                   swizzled=False),
         TensorMap("zeros", ElementKind.U8, (desc.oc // 2, stored, 1), (desc.oc // 2, desc.oc // 2),
@@ -174,7 +183,8 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     tiles = tile.tiles_of_block(desc.oc, device.sm_count)
     chunks = _ceil_div(_ceil_div(tiling.columns, tile.depth_warps), tile.parts)
     unit = tile.unit_nbytes(tiling, apart=desc.scales_apart)
-    # HF_GEMM's tiles of 64 want more up to 8 rows, too (4096 x 14336 at m = 1, 17.3 us instead of 17.7), and not above.
+    # Boxes for tiles of 64 want more up to 8 rows, too (at m = 1, HF_GEMM, 4096 x 14336: 17.3 us instead of 17.7;
+    # OC_MAJOR, 8192 x 8192: 15.6 instead of 16.4), and not above.
     deep = tiles > 1 or (desc.scales_apart and tile.channels == 64 and tokens <= 8)
     in_flight = _IN_FLIGHT_OF_TILES if deep else _IN_FLIGHT
     stages = min(max(1, chunks * tiles), in_flight // (tile.warps * unit))
@@ -211,13 +221,13 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     # part of what an SM is sent. Measured on an H100.
     filled = min(1.0, desc.oc * desc.ic / 2 / (_IN_FLIGHT * sms))
     fixed_us = 2.1 + filled + (1.0 if tile.parts > 1 else 0.0)
-    if not desc.scales_apart:
-        reached = min(0.62, 0.84 * busy)
+    if not _halves_sectors(desc):
+        reached = min(0.58 if desc.scales_apart else 0.62, 0.84 * busy)
     elif tile.channels > 32 and tile.parts == 1:
         reached = min(0.55, 0.84 * busy)
     else:
         reached = min(0.49, 0.5 * busy)
-    tokens = 1.0 if desc.m <= 8 else 1.14
+    tokens = 1.0 if desc.m <= 8 else 1.25 if desc.weight_layout.value == "oc_major" else 1.14
     return (fixed_us + streaming_us(desc, device, reached)) * (1 + again) * tokens
 
 
@@ -225,12 +235,12 @@ _LIMITS = (
     multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
     at_most("m", 16 * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
     at_most("ic", _INT - (TILE_COLUMNS * 16 - 1), why="the kernel rounds it up to whole chunks in a 32-bit int"),
-    at_most("oc", _INT - (max(_CHANNELS_APART) - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),
+    at_most("oc", _INT - (max(_CHANNELS_OF_HF_GEMM) - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),
 )
 
 
 def sm90a_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
-    """The kernels that read weights in `layout`, TILED or HF_GEMM, for every element and epilogue."""
+    """The kernels that read weights in `layout`, for every element and epilogue."""
     reads = reads_layout(layout)
     channels = multiple_of("oc", 32, why="copies begin at 16 bytes, the weights of 32 output channels")
     apart = {} if layout.holds_scales else {"scales": 16, "zeros": 16}

@@ -18,7 +18,7 @@ from baracuda_py.vocab.code import PtxCode, SequenceCode
 __all__ = ["composed_kernels", "cuda_kernels", "cuda_ops", "not_served", "problems"]
 
 _BOTH = (bp.AwqWeightLayout.OC_MAJOR, bp.AwqWeightLayout.HF_GEMM)
-_TILED, _HF_GEMM = bp.AwqWeightLayout.TILED, bp.AwqWeightLayout.HF_GEMM
+_TILED, _HF_GEMM, _OC_MAJOR = bp.AwqWeightLayout.TILED, bp.AwqWeightLayout.HF_GEMM, bp.AwqWeightLayout.OC_MAJOR
 _CHANGES = tuple(permutations(bp.AwqWeightLayout, 2))
 
 _FURTHER: dict[str, tuple[Any, ...]] = {
@@ -93,6 +93,11 @@ _OF_VARIANT: dict[str, tuple[Any, ...]] = {
         # Two thread blocks share out ic, the second with less of it.
         bp.Int4AwqGemmDescriptor(19, 4416, 160, 64, None, _HF_GEMM, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(16, 9408, 160, -1, None, _HF_GEMM, bp.ElementKind.BF16),
+    ),
+    "bulk_oc_major": (
+        bp.Int4AwqGemmDescriptor(3, 128, 544, -1, None, _OC_MAJOR, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(16, 5760, 544, 64, None, _OC_MAJOR, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(9, 192, 32, 32, None, _OC_MAJOR),
     ),
     # There, more tiles than SMs take at a time, so short that no wait for a stage parts one from the next; by two pairs
     # of warpgroups, and by one.

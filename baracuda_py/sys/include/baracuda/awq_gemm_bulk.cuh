@@ -1,6 +1,6 @@
 // The kernel of awq_gemm that decodes on sm_90: y^T = W x^T, weights as mma operand A, tokens as operand B's columns. One
 // launch, no workspace. What it reads of packed weights is a struct for each layout: awq_gemm_bulk_tiled.cuh,
-// awq_gemm_bulk_hf_gemm.cuh.
+// awq_gemm_bulk_hf_gemm.cuh, awq_gemm_bulk_oc_major.cuh.
 //
 // A CTA computes kTokens tokens of one or more tiles of kChannels output channels, one after another. Its warps share out
 // a tile: kRowWarps take 32 or 64 channels each, kDepthWarps share out the blocks of 128 input channels (warp w takes w,
@@ -61,26 +61,62 @@ struct BulkShape {
   static_assert(kRowWarps == 1 || kBlocks == 2, "the warps of a column take whole tiles");
 };
 
-// x as boxes of `tokens` rows of 128 bytes, swizzled. Rows beyond them are given the last one's address.
+// x lies as boxes of `tokens` rows of 128 bytes, swizzled: where, from `boxes` on, a quarter of a slice of a token is, 16
+// bytes. Tokens beyond them are given the last one's address.
+__device__ __forceinline__ unsigned token_address(unsigned boxes, int tokens, int token, int slice, int quarter) {
+  constexpr int kBoxSlices = kBoxChannels / kSliceChannels;
+  const int row = slice / kBoxSlices * tokens + (token < tokens ? token : tokens - 1);
+  const unsigned s_row = boxes + static_cast<unsigned>(row * kBoxRowBytes);
+  const unsigned chunk = static_cast<unsigned>((slice % kBoxSlices * kSliceChunks + quarter) * kLaneBytes);
+  return s_row + (chunk ^ (s_row >> 3 & 0x70u));
+}
+
+// The B operand of a slice of a block. A lane's pairs are two neighbouring input channels of each quarter.
 struct TokenBoxes {
+  // Of n8 tiles: tokens from a quad's first column to the next quad's, and to the quad's second.
+  static constexpr int kQuadStep = 2;
+  static constexpr int kSecond = 1;
+
   unsigned s_boxes;
   int tokens;
   int lane;
 
-  // The B operand of a slice of a block.
+  // `offset` in the CTA's shared memory, which begins at a multiple of 1024.
+  __device__ __forceinline__ TokenBoxes(const unsigned char* s_memory, unsigned offset, int count, int own_lane)
+      : s_boxes(shared_address(s_memory) + offset), tokens(count), lane(own_lane) {}
+
   template <int kTilesN>
   __device__ __forceinline__ void read(unsigned (&b)[kTilesN][4], int slice) const {
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) ldmatrix_x4(b[n], address(8 * n + lane % 8, slice, lane / 8));
+    for (int n = 0; n < kTilesN; ++n) {
+      ldmatrix_x4(b[n], token_address(s_boxes, tokens, 8 * n + lane % 8, slice, lane / 8));
+    }
   }
+};
 
- private:
-  __device__ __forceinline__ unsigned address(int token, int slice, int quarter) const {
-    constexpr int kBoxSlices = kBoxChannels / kSliceChannels;
-    const int row = slice / kBoxSlices * tokens + (token < tokens ? token : tokens - 1);
-    const unsigned s_row = s_boxes + static_cast<unsigned>(row * kBoxRowBytes);
-    const unsigned chunk = static_cast<unsigned>((slice % kBoxSlices * kSliceChunks + quarter) * kLaneBytes);
-    return s_row + (chunk ^ (s_row >> 3 & 0x70u));
+// The same of weights whose words are eight input channels: lane t's pairs are channels i and i + 4 of quarter t, as nibbles
+// of a word pair up. Column c is token c / 2 + c % 2 * 4, so that the eight lanes that load at a time read distinct banks.
+struct WordTokenBoxes {
+  static constexpr int kQuadStep = 1;
+  static constexpr int kSecond = 4;
+
+  const unsigned char* s_memory;
+  unsigned offset;
+  int tokens;
+  int lane;
+
+  template <int kTilesN>
+  __device__ __forceinline__ void read(unsigned (&b)[kTilesN][4], int slice) const {
+#pragma unroll
+    for (int n = 0; n < kTilesN; ++n) {
+      const int token = 8 * n + lane / 8 * kQuadStep + lane / 4 % 2 * kSecond;
+      const uint4 x =
+          *reinterpret_cast<const uint4*>(s_memory + token_address(offset, tokens, token, slice, lane % 4));
+      b[n][0] = join_low_halves(x.x, x.z);
+      b[n][1] = join_high_halves(x.x, x.z);
+      b[n][2] = join_low_halves(x.y, x.w);
+      b[n][3] = join_high_halves(x.y, x.w);
+    }
   }
 };
 
@@ -89,7 +125,7 @@ template <typename Shape>
 struct HeldTokens {
   unsigned r_b[kSlices][Shape::kTilesN][4];
 
-  __device__ __forceinline__ explicit HeldTokens(const TokenBoxes& boxes) {
+  __device__ __forceinline__ explicit HeldTokens(const typename Shape::Weights::Tokens& boxes) {
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) boxes.read(r_b[slice], slice);
   }
@@ -129,6 +165,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
                                               typename Shape::Weights weights, const BulkLayout<Shape> layout, int tiles,
                                               bool overlaps) {
   using Weights = typename Shape::Weights;
+  using Tokens = typename Weights::Tokens;
   unsigned char* s_memory = dynamic_shared_for_boxes();
   const unsigned s_base = shared_address(s_memory);
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
@@ -289,9 +326,10 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
           unit.advance(layout.stages);
           return held;
         };
-        const TokenBoxes boxes{s_base + slot.place * layout.slot_bytes() +
-                                   static_cast<unsigned>(depth_warp * kBlockBoxes * layout.tokens * kBoxRowBytes),
-                               layout.tokens, lane};
+        const Tokens boxes{s_memory,
+                           slot.place * layout.slot_bytes() +
+                               static_cast<unsigned>(depth_warp * kBlockBoxes * layout.tokens * kBoxRowBytes),
+                           layout.tokens, lane};
         if constexpr (Shape::kHoldsTokens) {
           wait_for_tokens();
           const HeldTokens<Shape> tokens(boxes);
@@ -325,20 +363,20 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
     for (int m = 0; m < Shape::kTilesM; ++m) {
 #pragma unroll
       for (int n = 0; n < Shape::kTilesN; ++n) {
-        float* s_token = s_warp + (8 * n + quad * 2) * Shape::kChannels;
+        float* s_token = s_warp + (8 * n + quad * Tokens::kQuadStep) * Shape::kChannels;
         const int upper = Weights::channel(lane, m, 0) ^ quad * Weights::kExchanged;
         const int lower = Weights::channel(lane, m, 1) ^ quad * Weights::kExchanged;
         s_token[upper] = sums[m][n][0];
-        s_token[Shape::kChannels + upper] = sums[m][n][1];
+        s_token[Tokens::kSecond * Shape::kChannels + upper] = sums[m][n][1];
         s_token[lower] = sums[m][n][2];
-        s_token[Shape::kChannels + lower] = sums[m][n][3];
+        s_token[Tokens::kSecond * Shape::kChannels + lower] = sums[m][n][3];
       }
     }
     partial_barrier<Shape::kWarps * kWarpLanes>();
 
     // Of the warps along k, of a token and a pair of channels.
     const auto total = [&](int token, int channel) {
-      const float* s_pair = s_sums + token * Shape::kChannels + (channel ^ token / 2 % 4 * Weights::kExchanged);
+      const float* s_pair = s_sums + token * Shape::kChannels + (channel ^ token / Tokens::kQuadStep % 4 * Weights::kExchanged);
       float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
       for (int warps = 0; warps < Shape::kDepthWarps; ++warps) {

@@ -1,12 +1,12 @@
-// HF_GEMM weights for the kernel of awq_gemm_bulk.cuh. A unit is boxes of weights, scales and zero points, a strip of 32
-// output channels being 16 bytes of each input channel: rows of 16 or, swizzled, 32 bytes.
+// HF_GEMM weights, (ic, oc / 2) bytes, for the kernel of awq_gemm_bulk.cuh. In a unit of awq_gemm_bulk_boxes.cuh, a strip of
+// 32 output channels is 16 bytes of each input channel: rows of 16 or, swizzled, 32 bytes.
 //
 // ldmatrix transposes a strip's rows: lane 4g + t gets, of input channels 2t and 2t + 1 of eight, half g % 2 of word g / 2.
 // Position j of that pair is output channel 8 * (g / 2) + 2j + g % 2: row g of the strip's m16 tile j / 2 where j is even,
 // row g + 8 where it is odd.
 #pragma once
 
-#include "baracuda/awq_gemm_bulk.cuh"
+#include "baracuda/awq_gemm_bulk_boxes.cuh"
 
 namespace baracuda {
 
@@ -19,47 +19,22 @@ struct HeldStrips {
 };
 
 template <typename Shape>
-struct BulkHfGemm {
-  static constexpr int kStrips = Shape::kBlocks;
-  static constexpr int kRowBytes = kStrips * kLaneBytes;
-  static constexpr unsigned kWeightBytes = kBlockDepth * kRowBytes;
-  static constexpr unsigned kScaleBytes = kStrips * kGroupScaleBytes;  // of a group
-  static constexpr unsigned kZeroBytes = kStrips * kGroupZeroBytes;
-  // A box lies at a multiple of 128 bytes, and swizzling repeats in 256.
-  static constexpr unsigned kZeros = kWeightBytes + (Shape::kGroups * kScaleBytes + 127u) / 128u * 128u;
-  static constexpr unsigned kUnitBytes = (kZeros + Shape::kGroups * kZeroBytes + 255u) / 256u * 256u;
-  static constexpr unsigned kCopiedBytes = kWeightBytes + Shape::kGroups * (kScaleBytes + kZeroBytes);
+struct BulkHfGemm : BulkBoxes<Shape> {
+  using Tokens = TokenBoxes;
+  using Boxes = BulkBoxes<Shape>;
+  using Boxes::kScaleBytes;
+  using Boxes::kStrips;
+  using Boxes::kWeightBytes;
+  using Boxes::kZeroBytes;
+  using Boxes::kZeros;
+  static constexpr int kRowBytes = kStrips * kLaneBytes;  // of an input channel
   // Neighbouring tiles lie in the same lines: CTAs take them at the same time, so that those come from memory once.
   static constexpr bool kNeighboursTogether = true;
   static constexpr int kExchanged = 2;  // channels that lanes of other tokens exchange, so that sums lie in distinct banks
 
-  const TensorMap* weight_map;
-  const TensorMap* scale_map;
-  const TensorMap* zero_map;
-  const unsigned char* g_weights;  // (ic, oc / 2)
-  const unsigned char* g_scales;   // (groups, oc) of 2 bytes
-  const unsigned char* g_zeros;    // (groups, oc / 2)
-  int ic;
-  int oc;
-  bool one_group;  // a channel
-  int next_half = 0;
-  int next_block = 0;
-
-  // Of 32 channels.
-  static __device__ __forceinline__ int halves(int oc) { return (oc + kBlockChannels - 1) / kBlockChannels; }
-
-  // The next unit to copy is a block of 32 channels from `half`.
-  __device__ __forceinline__ void start(int, int half, int block) {
-    next_half = half;
-    next_block = block;
-  }
-  __device__ __forceinline__ void advance() { next_block += Shape::kDepthWarps; }
-
   __device__ __forceinline__ void copy(unsigned s_unit, unsigned s_barrier, bool) const {
-    const int group = one_group ? 0 : next_block * Shape::kGroups;
-    box_copy(s_unit, weight_map, next_half * kLaneBytes, next_block * kBlockDepth, 0, s_barrier);
-    box_copy(s_unit + kWeightBytes, scale_map, next_half * kBlockChannels, group, 0, s_barrier);
-    box_copy(s_unit + kZeros, zero_map, next_half * kGroupZeroBytes, group, 0, s_barrier);
+    box_copy(s_unit, this->weight_map, this->next_half * kLaneBytes, this->next_block * kBlockDepth, 0, s_barrier);
+    this->copy_groups(s_unit, s_barrier);
   }
 
   // Asks for the same by all lanes of a warp: cp_async_wait() of all of them shows that it has come.
@@ -67,32 +42,18 @@ struct BulkHfGemm {
     constexpr int kRows = kWarpLanes / kStrips;  // that the lanes take at a time
     const int strip = lane % kStrips;
     const int row = lane / kStrips;
-    const int half = next_half + strip;
-    const bool there = half * kBlockChannels < oc;
-    const long long row_bytes = oc / 2;
-    const unsigned char* g_strip = g_weights + (next_block * kBlockDepth + row) * row_bytes + half * kLaneBytes;
+    const int half = this->next_half + strip;
+    const bool there = half * kBlockChannels < this->oc;
+    const long long row_bytes = this->oc / 2;
+    const unsigned char* g_strip = this->g_weights + (this->next_block * kBlockDepth + row) * row_bytes + half * kLaneBytes;
 #pragma unroll
     for (int i = 0; i < kBlockDepth / kRows; ++i) {
       const int placed = kStrips == 1 ? 0 : strip ^ (i * kRows + row) / 4 % 2;  // as swizzled
-      const bool valid = there && next_block * kBlockDepth + i * kRows + row < ic;
-      cp_async_16(s_unit + (i * kRows + row) * kRowBytes + placed * kLaneBytes, valid ? g_strip : g_weights, valid);
+      const bool valid = there && this->next_block * kBlockDepth + i * kRows + row < this->ic;
+      cp_async_16(s_unit + (i * kRows + row) * kRowBytes + placed * kLaneBytes, valid ? g_strip : this->g_weights, valid);
       g_strip += kRows * row_bytes;
     }
-    // Of a strip and group, four pieces of scales and one of zero points.
-    constexpr int kPieces = kGroupScaleBytes / kLaneBytes + 1;
-#pragma unroll
-    for (int i = lane; i < Shape::kGroups * kStrips * kPieces; i += kWarpLanes) {
-      const int piece = i / kStrips % kPieces;
-      const int group = i / kStrips / kPieces;
-      const bool zeros = piece == kPieces - 1;
-      const long long stored = one_group ? 0 : next_block * Shape::kGroups + group;
-      const unsigned char* g_piece = zeros ? g_zeros + stored * row_bytes + half * kGroupZeroBytes
-                                           : g_scales + (stored * oc + half * kBlockChannels) * 2 + piece * kLaneBytes;
-      const unsigned placed = zeros ? kZeros + group * kZeroBytes + strip * kGroupZeroBytes
-                                    : kWeightBytes + group * kScaleBytes + strip * kGroupScaleBytes + piece * kLaneBytes;
-      const bool valid = there && next_block * kBlockDepth + group * (kBlockDepth / Shape::kGroups) < ic;
-      cp_async_16(s_unit + placed, valid ? g_piece : g_zeros, valid);
-    }
+    this->copy_groups_by_threads(s_unit, lane);
     cp_async_commit();
   }
 
@@ -125,8 +86,8 @@ struct BulkHfGemm {
   }
 
   // Adds the product of a unit and tokens to `sums`. q - z is exact; f32 sums are scaled once a group.
-  template <typename Element, typename Tokens>
-  static __device__ __forceinline__ void multiply(const Held& held, const Tokens& tokens, bool scales_bf16,
+  template <typename Element, typename Operand>
+  static __device__ __forceinline__ void multiply(const Held& held, const Operand& tokens, bool scales_bf16,
                                                   float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
     using Pair = Int4Pair<Element>;
     constexpr int kGroupSlices = kSlices / Shape::kGroups;

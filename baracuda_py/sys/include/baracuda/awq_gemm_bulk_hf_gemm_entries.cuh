@@ -1,26 +1,8 @@
-// The entry points of awq_gemm_bulk.cuh for HF_GEMM weights, one element and number of groups in a block of 128 input
-// channels: a module each, because a driver compiles a module as a whole, and a checkpoint needs one.
-//
-// awq_gemm, any m; oc % 32 == 0, ic % 64 == 0; weights, zeros and scales contiguous, from addresses that are multiples of
-// 16; as awq_gemm_bulk_tiles.cuh says, a unit being that of BulkHfGemm, copied, but for a warp's first, by maps, in boxes of
-// a warp's channels: weight_map is bytes (1, ic, oc / 2), boxes of 128 rows, swizzled over a box's rows where those are 32
-// bytes; scale_map (1, groups, oc) and zero_map bytes (1, groups, oc / 2), in boxes of a block's groups, not swizzled.
+// Entry points for HF_GEMM weights, as awq_gemm_bulk_boxes_entries.cuh says: weight_map is bytes (1, ic, oc / 2), boxes of 128
+// rows, swizzled over a box's rows where those are 32 bytes.
 #pragma once
 
+#include "baracuda/awq_gemm_bulk_boxes_entries.cuh"
 #include "baracuda/awq_gemm_bulk_hf_gemm.cuh"
-#include "baracuda/awq_gemm_bulk_tiles.cuh"
 
-#define BARACUDA_BULK_ENTRY(name, clusters, Element, Tile, kTokenTiles, kGroups)                                            \
-  extern "C" __global__ void clusters                                                                                       \
-  __launch_bounds__(baracuda::Tile<baracuda::BulkHfGemm, kTokenTiles, kGroups>::kThreads, 1)                                \
-      name(BARACUDA_AWQ_GEMM_PARAMETERS(Element), int tokens, int stages, int slots, int tiles, int overlaps,               \
-           const __grid_constant__ baracuda::TensorMap x_map, const __grid_constant__ baracuda::TensorMap weight_map,       \
-           const __grid_constant__ baracuda::TensorMap scale_map, const __grid_constant__ baracuda::TensorMap zero_map) {   \
-    using Shape = baracuda::Tile<baracuda::BulkHfGemm, kTokenTiles, kGroups>;                                               \
-    baracuda::awq_gemm_bulk<Shape>(baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, &x_map,                   \
-                                   {&weight_map, &scale_map, &zero_map, reinterpret_cast<const unsigned char*>(weights),    \
-                                    static_cast<const unsigned char*>(scales),                                              \
-                                    reinterpret_cast<const unsigned char*>(zeros), ic, oc,                                  \
-                                    kGroups == 1 && group != baracuda::kBlockDepth},                                        \
-                                   baracuda::BulkLayout<Shape>{tokens, stages, slots}, tiles, overlaps != 0);               \
-  }
+#define BARACUDA_BULK_ENTRY(...) BARACUDA_BULK_BOXES_ENTRY(BulkHfGemm, __VA_ARGS__)

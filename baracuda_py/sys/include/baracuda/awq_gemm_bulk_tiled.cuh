@@ -7,6 +7,7 @@ namespace baracuda {
 
 template <typename Shape>
 struct BulkTiled {
+  using Tokens = TokenBoxes;
   static constexpr unsigned kUnitBytes = block_bytes(Shape::kGroups) * Shape::kBlocks;
   static constexpr unsigned kCopiedBytes = kUnitBytes;
   static constexpr bool kNeighboursTogether = false;  // a CTA takes tiles that follow each other
@@ -50,8 +51,8 @@ struct BulkTiled {
   static __device__ __forceinline__ Held hold(const unsigned char* s_unit, int lane) {
     return Held(SharedBlocks<Shape>{s_unit, lane});
   }
-  template <typename Element, typename Tokens>
-  static __device__ __forceinline__ void multiply(const Held& held, const Tokens& tokens, bool scales_bf16,
+  template <typename Element, typename Operand>
+  static __device__ __forceinline__ void multiply(const Held& held, const Operand& tokens, bool scales_bf16,
                                                   float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
     multiply_block<Shape, Element>(held, tokens, scales_bf16, sums);
   }

@@ -1,0 +1,161 @@
+// OC_MAJOR weights, (oc, ic / 2) bytes, for the kernel of awq_gemm_bulk.cuh. In a unit of awq_gemm_bulk_boxes.cuh, an output
+// channel is 64 bytes, a block's input channels, swizzled.
+//
+// ldmatrix gives lane 4g + t, of the eight rows 8r + g of a strip (r = 0 .. 3), word t of a slice's four: its input channels
+// 8t .. 8t + 7. Slot r is row g of m16 tile r / 2 where r is even, row g + 8 where it is odd.
+#pragma once
+
+#include "baracuda/awq_gemm_bulk_boxes.cuh"
+
+namespace baracuda {
+
+// What a lane needs of a unit, in registers: then it may be overwritten.
+template <typename Shape>
+struct HeldRows {
+  uint4 r_words[Shape::kBlocks][kSlices];             // of a strip's four slots
+  unsigned r_scales[Shape::kGroups * Shape::kTilesM];  // (groups, tiles), of rows g and g + 8
+  unsigned r_zeros[Shape::kGroups][Shape::kBlocks];    // slot r in nibble 2r
+};
+
+template <typename Shape>
+struct BulkOcMajor : BulkBoxes<Shape> {
+  using Tokens = WordTokenBoxes;
+  using Boxes = BulkBoxes<Shape>;
+  using Boxes::kStrips;
+  using Boxes::kWeightBytes;
+  using Boxes::kZeroBytes;
+  using Boxes::kZeros;
+  static constexpr int kRowBytes = kBlockDepth / 2;  // of an output channel
+  static constexpr bool kNeighboursTogether = false;  // a CTA takes tiles that follow each other
+  static constexpr int kExchanged = 8;  // channels that lanes of other tokens exchange, so that sums lie in distinct banks
+
+  // Where 16 bytes of a row lie.
+  static __device__ __forceinline__ unsigned place(unsigned s_row, int quarter) {
+    return s_row + (static_cast<unsigned>(quarter * kLaneBytes) ^ (s_row >> 3 & 0x30u));
+  }
+
+  __device__ __forceinline__ void copy(unsigned s_unit, unsigned s_barrier, bool) const {
+    box_copy(s_unit, this->weight_map, this->next_block * kRowBytes, this->next_half * kBlockChannels, 0, s_barrier);
+    this->copy_groups(s_unit, s_barrier);
+  }
+
+  // Asks for the same by all lanes of a warp: cp_async_wait() of all of them shows that it has come.
+  __device__ __forceinline__ void copy_by_threads(unsigned s_unit, int lane) const {
+    constexpr int kQuarters = kRowBytes / kLaneBytes;
+    constexpr int kRows = kWarpLanes / kQuarters;  // that the lanes take at a time
+    const int quarter = lane % kQuarters;
+    const int row = lane / kQuarters;
+    const int channel = this->next_half * kBlockChannels + row;
+    const int k = this->next_block * kBlockDepth + quarter * (2 * kLaneBytes);
+    const long long row_bytes = this->ic / 2;
+    const unsigned char* g_piece = this->g_weights + channel * row_bytes + k / 2;
+#pragma unroll
+    for (int i = 0; i < kStrips * kBlockChannels / kRows; ++i) {
+      const bool valid = k < this->ic && channel + i * kRows < this->oc;
+      cp_async_16(place(s_unit + (i * kRows + row) * kRowBytes, quarter), valid ? g_piece : this->g_weights, valid);
+      g_piece += kRows * row_bytes;
+    }
+    this->copy_groups_by_threads(s_unit, lane);
+    cp_async_commit();
+  }
+
+  using Held = HeldRows<Shape>;
+  static __device__ __forceinline__ Held hold(const unsigned char* s_unit, int lane) {
+    Held held;
+    const int column = lane / 4;
+    const unsigned s_rows = shared_address(s_unit) + lane * kRowBytes;
+#pragma unroll
+    for (int strip = 0; strip < kStrips; ++strip) {
+#pragma unroll
+      for (int slice = 0; slice < kSlices; ++slice) {
+        unsigned words[4];
+        ldmatrix_x4(words, place(s_rows + strip * (kBlockChannels * kRowBytes), slice));
+        held.r_words[strip][slice] = make_uint4(words[0], words[1], words[2], words[3]);
+      }
+#pragma unroll
+      for (int group = 0; group < Shape::kGroups; ++group) {
+        const unsigned char* s_zeros = s_unit + kZeros + group * kZeroBytes + strip * kGroupZeroBytes;
+        const uint4 words = *reinterpret_cast<const uint4*>(s_zeros);
+        // Byte g / 2 of each word, then half g % 2 of it.
+        const unsigned selector = column / 2 * 0x11u + 0x40u;
+        const unsigned low = __byte_perm(words.x, words.y, selector);
+        const unsigned high = __byte_perm(words.z, words.w, selector);
+        held.r_zeros[group][strip] = join_low_halves(low, high) >> kNibbleBits * (column % 2);
+      }
+    }
+    // Scales of eight channels are a row of a matrix. Transposed, rows p and p + 1 give column g of both, to lanes that
+    // would have had other rows by the same two addresses.
+    constexpr int kPairs = Shape::kGroups * Shape::kTilesM;
+#pragma unroll
+    for (int pair = 0; pair < kPairs; pair += 4) {
+      unsigned scales[4];
+      const int wanted = (pair + lane / 8) % kPairs;
+      ldmatrix_x4_transposed(scales, shared_address(s_unit) + kWeightBytes + (2 * wanted + lane % 2) * kLaneBytes);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (pair + i < kPairs) held.r_scales[pair + i] = scales[i];
+      }
+    }
+    return held;
+  }
+
+  // Adds the product of a unit and tokens to `sums`. q - z is exact; f32 sums are scaled once a group.
+  template <typename Element, typename Operand>
+  static __device__ __forceinline__ void multiply(const Held& held, const Operand& tokens, bool scales_bf16,
+                                                  float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
+    using Pair = Int4Pair<Element>;
+    constexpr int kGroupSlices = kSlices / Shape::kGroups;
+#pragma unroll
+    for (int group = 0; group < Shape::kGroups; ++group) {
+      unsigned even[Shape::kTilesM][2], odd[Shape::kTilesM][2];  // zero terms of positions, of rows g and g + 8
+#pragma unroll
+      for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+#pragma unroll
+        for (int lower = 0; lower < 2; ++lower) {
+          const unsigned zero = nibble(held.r_zeros[group][tile / 2], 2 * (tile % 2 * 2 + lower));
+          even[tile][lower] = Pair::template zero_term<0>(zero);
+          odd[tile][lower] = Pair::template zero_term<1>(zero);
+        }
+      }
+      float partial[Shape::kTilesM][Shape::kTilesN][4] = {};
+#pragma unroll
+      for (int slice = group * kGroupSlices; slice < (group + 1) * kGroupSlices; ++slice) {
+        unsigned b[Shape::kTilesN][4];
+        tokens.read(b, slice);
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+#pragma unroll
+          for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+            const uint4& words = held.r_words[tile / 2][slice];
+            const unsigned upper = tile % 2 == 0 ? words.x : words.z, lower = tile % 2 == 0 ? words.y : words.w;
+            unsigned a[4];
+            if (step == 0) {
+              a[0] = Pair::template spread_pair<0>(upper, even[tile][0]);
+              a[1] = Pair::template spread_pair<0>(lower, even[tile][1]);
+              a[2] = Pair::template spread_pair<1>(upper, odd[tile][0]);
+              a[3] = Pair::template spread_pair<1>(lower, odd[tile][1]);
+            } else {
+              a[0] = Pair::template spread_pair<2>(upper, even[tile][0]);
+              a[1] = Pair::template spread_pair<2>(lower, even[tile][1]);
+              a[2] = Pair::template spread_pair<3>(upper, odd[tile][0]);
+              a[3] = Pair::template spread_pair<3>(lower, odd[tile][1]);
+            }
+#pragma unroll
+            for (int n = 0; n < Shape::kTilesN; ++n) {
+              mma_m16n8k16<Element>(partial[tile][n], a, b[n][2 * step], b[n][2 * step + 1]);
+            }
+          }
+        }
+      }
+#pragma unroll
+      for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+        add_scaled(partial[tile], scale_pair_to_f32(held.r_scales[group * Shape::kTilesM + tile], scales_bf16), sums[tile]);
+      }
+    }
+  }
+
+  // The channel of a lane's row of a m16 tile: its g'th, or its g + 8'th.
+  static __device__ __forceinline__ int channel(int lane, int tile, int lower) { return 16 * tile + lane / 4 + 8 * lower; }
+};
+
+}  // namespace baracuda
