@@ -162,6 +162,19 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     return next(tile for tile, channels in zip(tiles, most, strict=True) if channels <= _UNEVEN * min(most))
 
 
+def _in_flight(desc: Int4AwqGemmDescriptor, device: Device, tile: _Tile, nbytes: int) -> int:
+    """Bytes that rings hold, of a tile's `nbytes`."""
+    several = tile.tiles_of_block(desc.oc, device.sm_count) > 1
+    # Boxes for tiles of 64 want more up to 8 rows (at m = 1, HF_GEMM, 4096 x 14336: 17.3 us instead of 17.7; OC_MAJOR,
+    # 8192 x 8192: 15.6 instead of 16.4), and not above.
+    boxes = desc.scales_apart and tile.channels == 64 and desc.m <= 8
+    # So do tiles that rings can hold, on most SMs, but for HF_GEMM, and TILED weights of one group a block (4096 x 4096
+    # at m = 1, OC_MAJOR: 5.7 us instead of 6.1; TILED, groups of 64: 6.1 instead of 6.3, of 128: 5.7 instead of 5.6).
+    slow = not _halves_sectors(desc) and (desc.scales_apart or desc.group < TILE_COLUMNS)
+    whole = slow and nbytes <= _IN_FLIGHT_OF_TILES and 2 * tile.blocks(desc.oc, device.sm_count) > device.sm_count
+    return _IN_FLIGHT_OF_TILES if several or boxes or whole else _IN_FLIGHT
+
+
 def _weight_boxes(desc: Int4AwqGemmDescriptor, tile: _Tile, groups: int) -> tuple[TensorMap, ...]:
     """Weights, scales and zero points of a warp's channels, a block and its groups."""
     channels, stored = tile.warp_channels, desc.ic // desc.group
@@ -183,10 +196,7 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     tiles = tile.tiles_of_block(desc.oc, device.sm_count)
     chunks = _ceil_div(_ceil_div(tiling.columns, tile.depth_warps), tile.parts)
     unit = tile.unit_nbytes(tiling, apart=desc.scales_apart)
-    # Boxes for tiles of 64 want more up to 8 rows, too (at m = 1, HF_GEMM, 4096 x 14336: 17.3 us instead of 17.7;
-    # OC_MAJOR, 8192 x 8192: 15.6 instead of 16.4), and not above.
-    deep = tiles > 1 or (desc.scales_apart and tile.channels == 64 and tokens <= 8)
-    in_flight = _IN_FLIGHT_OF_TILES if deep else _IN_FLIGHT
+    in_flight = _in_flight(desc, device, tile, chunks * tile.warps * unit)
     stages = min(max(1, chunks * tiles), in_flight // (tile.warps * unit))
     free = SHARED_BYTES - tile.shared_nbytes(unit, tokens, stages, 0)
     slots = min(chunks, free // (tile.slot_nbytes(tokens) + 2 * BARRIER_BYTES))
