@@ -165,7 +165,8 @@ def _kept(stem: Path, replace: bool, environment: dict[str, Any] | None, peers: 
 
     path = stem.with_name(stem.name + ".json")
     if environment is None or (path.exists() and not replace):
-        results = Results.load(path)
+        fix = "Name another output" if environment is None else "Name another output, or pass --replace"
+        results = Results.load(path, fix)
         if environment is not None:
             results.check_continues(environment, path)
     else:

@@ -105,7 +105,8 @@ def _take(op: Op, sources: list[Path], folder: Path) -> None:
 
     if op is not OP:
         raise Unsupported(op.name, f"`bench` measures {OP.name} only", rule="--from", got=op.name)
-    taken = {source: Results.load(source) for source in sources}
+    fix = "Give --from what `baracuda-py bench` wrote as OUT.json"
+    taken = {source: Results.load(source, fix) for source in sources}
     devices = {source: _gpu_of(results, source) for source, results in taken.items()}
     device = devices[sources[0]]
     if len({(one, one.name) for one in devices.values()}) > 1:  # an H100 and an H200 differ in their names alone
@@ -126,7 +127,8 @@ def _gpu_of(results: Results, source: Path) -> Device:
     try:
         return device_of(results.environment)
     except (KeyError, ValueError):
-        raise Unsupported(str(source), "it must be of a GPU", rule="--from") from None
+        fix = "Measure it with `baracuda-py bench --device cuda`"
+        raise Unsupported(str(source), "it must be of a GPU", rule="--from", fix=fix) from None
 
 
 def _origin(taken: Mapping[Path, Results]) -> dict[str, Any]:
