@@ -162,7 +162,7 @@ def test_a_packed_layer_that_is_no_linear_of_the_model_is_refused(folder):
 def test_without_transformers_what_to_install_is_said():
     code = "import sys; sys.modules['transformers'] = None; import baracuda_py.interop.transformers"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'transformers>=5'" in done.stderr.splitlines()[-1]
+    assert "pip install 'baracuda-py[transformers]'" in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture

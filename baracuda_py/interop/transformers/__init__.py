@@ -32,7 +32,7 @@ try:
 except ImportError:
     raise Unsupported(
         "baracuda_py.interop.transformers", "transformers 5 must be installed", rule="transformers",
-        fix="pip install 'transformers>=5'",
+        fix="pip install 'baracuda-py[transformers]'",
     ) from None  # fmt: skip
 
 __all__ = ["AwqExperts", "load_awq"]
