@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import baracuda_py as bp
+from baracuda_py.cli.files import make_folder
 from baracuda_py.cli.output import print_json, print_line, print_table, progress, time_text
 from baracuda_py.cli.parsing import make_descriptor, parse_device
 from baracuda_py.errors import Unsupported
@@ -81,7 +82,7 @@ def tune(
         op.check(descriptor)
     path = folder / f"{slug(resolved.name)}.json"
     _kept(path)
-    folder.mkdir(parents=True, exist_ok=True)  # now, for `select` refuses a folder that is not there
+    make_folder(folder)  # now, for `select` refuses a folder that is not there
     before = {descriptor: _selected(registry, descriptor, resolved) for descriptor in descriptors}
     measured = []
     with progress(f"measuring {op.name}", len(descriptors)) as advance:
@@ -113,7 +114,7 @@ def _take(op: Op, sources: list[Path], folder: Path) -> None:
         raise Unsupported(", ".join(map(str, sources)), "they must be of one GPU", rule="--from")
     path = folder / f"{slug(device.name)}.json"
     kept = _kept(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     problems = kept.get(op.name, ())
     for results in taken.values():
         measured = results.problems()

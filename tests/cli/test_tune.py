@@ -268,3 +268,14 @@ def test_a_result_file_of_the_host_is_refused(run, gpu, folder, tmp_path):
     assert result.code == 3
     assert "it must be of a GPU. Measure it with" in result.err
     assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(run, gpu, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    tried = stop_at(monkeypatch, 0)
+    result = run("tune", "int4_awq_gemm", "--problem", PROBLEM, "--output", tmp_path / "file" / "tables")
+    assert result.code == 3
+    [told] = result.err.splitlines()
+    assert told.startswith(f"error: {tmp_path / 'file' / 'tables'}: a folder to write to must be writable: ")
+    assert "--output" in told
+    assert not tried
