@@ -260,9 +260,11 @@ class Registry(Generic[P]):
         """Add an op and its kernels.
 
         Raises:
-            RegistrationError: a name, descriptor type or SKU that is taken; a rule or argument spec that names an
-                unknown attribute; a kernel that disagrees with the op or its argument specs. Nothing is added then.
+            RegistrationError: what is no `Op`, or holds what is no rule, kernel or example; a name, descriptor type or
+                SKU that is taken; a rule or argument spec that names an unknown attribute; a kernel that disagrees with
+                the op or its argument specs. Nothing is added then.
         """
+        _check_types(op)
         with self._lock:
             taken = self._ops.get(op.name) or self._by_descriptor.get(op.descriptor)
             if taken is not None:
@@ -289,7 +291,14 @@ class Registry(Generic[P]):
         return op
 
     def register_backend(self, backend: Backend) -> Backend:
-        """Add a backend; RegistrationError if its name is taken."""
+        """Add a backend; RegistrationError for what is none, or if its name is taken."""
+        name = getattr(backend, "name", None)
+        methods = (getattr(backend, method, None) for method in ("missing", "prepare"))
+        if isinstance(backend, type) or not isinstance(name, str) or not all(map(callable, methods)):
+            raise RegistrationError(
+                "register_backend", "a backend must have a `name` and the methods `missing` and `prepare`",
+                rule="backend", got=_kind_of(backend), fix="Pass an instance of a class like `vocab.code.Backend`",
+            )  # fmt: skip
         with self._lock:
             if backend.name in self._backends:
                 raise RegistrationError(
@@ -695,6 +704,32 @@ def _implied_rules(op: Op, kernel: Kernel) -> tuple[Rule, ...]:
         if any(attribute.name == name for attribute in op.descriptor.__attrs_attrs__):  # type: ignore[attr-defined]
             rules.append(one_of(name, (value,), why=OTHER_SKU))
     return tuple(rules)
+
+
+def _kind_of(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"
+
+
+def _check_types(op: object) -> None:
+    """RegistrationError unless `op` is an `Op` whose parts are what the other checks take them for."""
+    if not isinstance(op, Op):
+        raise RegistrationError("register", "an op must be an `Op`", rule="op", got=_kind_of(op))
+    expected: list[tuple[str, Iterable[object], type]] = [
+        ("name", (op.name,), str), ("descriptor", (op.descriptor,), type), ("rules", op.rules, Rule),
+        ("contract", op.contract, Rule), ("kernels", op.kernels, Kernel),
+    ]  # fmt: skip
+    if isinstance(op.descriptor, type):
+        expected.append(("examples", op.examples, op.descriptor))
+    for part, values, kind in expected:
+        for value in values:
+            if not isinstance(value, kind):
+                raise RegistrationError(
+                    f"op {op.name!r}", f"{part} must be of {kind.__name__}", rule=part, got=_kind_of(value)
+                )
+    if not hasattr(op.args, "__baracuda_specs__"):
+        raise RegistrationError(
+            f"op {op.name!r}", "args must be an `@arguments` class", rule="args", got=_kind_of(op.args)
+        )
 
 
 def _op_problems(op: Op) -> Iterator[str]:

@@ -13,7 +13,7 @@ from baracuda_py.bench.environment import COMMIT, environment
 from baracuda_py.bench.environment import versions as packages
 from baracuda_py.tuning import slug
 
-__all__ = ["commit", "gpu_environment", "gpu_results", "packages", "run_within", "slug", "write_result"]
+__all__ = ["check_gpu", "commit", "gpu_environment", "gpu_results", "packages", "run_within", "slug", "write_result"]
 
 ROOT = Path(__file__).resolve().parent
 _PACKAGES = ("cuda-bindings", "numpy", "ml_dtypes", "attrs", "pytest", "hypothesis", "torch", "nvmath-python")
@@ -34,12 +34,24 @@ def commit() -> str:
         return "unknown"
 
 
+_NO_GPU = "error: this needs an NVIDIA GPU; `baracuda-py doctor` says what is missing"
+
+
+def check_gpu() -> None:
+    """End the script, with an error in one line, unless there is a GPU; makes no context on it."""
+    import baracuda_py as bp
+
+    backend: Any = bp.default_registry().backend("cuda")
+    if backend.problem() is not None:
+        raise SystemExit(_NO_GPU)
+
+
 def _current_gpu() -> Any:
     import baracuda_py as bp
 
     device = bp.default_registry().current_device()
     if device.kind != "cuda":
-        raise SystemExit("this benchmark needs an NVIDIA GPU; `baracuda-py doctor` says what is missing")
+        raise SystemExit(_NO_GPU)
     return device
 
 

@@ -4,7 +4,7 @@
 
 Each script runs in a process of its own, the record of the tests first, those that take long last; what fails or takes
 too long is told, and the next one begins. Nothing starts that might not end within `--minutes`. `--archive` packs what
-was written, for a machine that will not be there later. Ends with 1 unless all succeeded.
+was written, for a machine that will not be there later. Ends with 1 unless all succeeded, at once without a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from attrs import frozen
-from machine import commit, run_within
+from machine import check_gpu, commit, run_within
 
 from baracuda_py.bench.environment import COMMIT
 
@@ -81,6 +81,7 @@ STEPS = (
 
 def main(steps: tuple[Step, ...] = STEPS) -> int:
     options = _parser(steps).parse_args()
+    check_gpu()  # or nothing begins: some steps would measure the host instead
     start = time.monotonic()
     os.environ.setdefault(COMMIT, commit())  # before results are written, which are files of the checkout
     outcomes = {}

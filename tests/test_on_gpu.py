@@ -33,6 +33,7 @@ def loaded():
 def on_gpu(tmp_path, monkeypatch):
     module = loaded()
     monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(module, "check_gpu", lambda: None)
     monkeypatch.setenv("BARACUDA_PY_COMMIT", "abc")
     (tmp_path / "results" / "card").mkdir(parents=True)
     (tmp_path / "results" / "card" / "old.json").write_text("{}")
@@ -71,6 +72,19 @@ def test_what_fails_is_told_and_the_rest_runs(on_gpu, tmp_path, monkeypatch, cap
     assert "fine: done in" in told
     with tarfile.open(tmp_path / "all.tar.gz") as packed:
         assert packed.getnames() == ["results/card/new.json"]
+
+
+def test_without_a_gpu_nothing_begins_and_one_line_says_why(tmp_path):
+    told = subprocess.run(
+        [sys.executable, str(SCRIPT), "--archive", str(tmp_path / "all.tar.gz")],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert told.returncode == 1
+    assert told.stderr.splitlines() == [
+        "error: this needs an NVIDIA GPU; `baracuda-py doctor` says what is missing"
+    ]
+    assert not told.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_might_not_end_in_time_does_not_begin(on_gpu, tmp_path, monkeypatch, capfd):

@@ -21,6 +21,7 @@ from baracuda_py.backends.host import HostBackend
 from baracuda_py.backends.null import NullBackend
 from baracuda_py.errors import InvalidProblem, NoKernel, RegistrationError, Unsupported
 from baracuda_py.plan import new_registry, plan_class
+from baracuda_py.registry import Op
 from baracuda_py.testing.toys import ToyKernel, toy_op
 from baracuda_py.vocab.code import HostCode, Launch, Pointer, PtxCode, Stride, TensorMap
 from baracuda_py.vocab.device import HOST, Device, dry_device
@@ -547,3 +548,38 @@ def test_what_a_tensor_map_names_must_be_an_argument(box, said):
     with pytest.raises(RegistrationError, match=said):
         host_registry(op_with(Pointer("x"), Pointer("y"), box))
     host_registry(op_with(Pointer("x"), TensorMap("y", ElementKind.F16, (8,), (), (8,))))  # an output, by a map alone
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "softmax", Op, ToyKernel("a")], ids=lambda wrong: type(wrong).__name__)
+def test_what_is_no_op_is_refused_and_nothing_is_added(wrong):
+    registry = host_registry()
+    with pytest.raises(RegistrationError, match="must be an `Op`") as refused:
+        registry.register(wrong)
+    assert refused.value.rule == "op"
+    assert not registry.ops()
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "said"),
+    [
+        ("name", 3, "name must be of str"), ("descriptor", 3, "descriptor must be of type"),
+        ("args", int, "@arguments"), ("rules", (3,), "rules must be of Rule"),
+        ("contract", ("m > 0",), "contract must be of Rule"),
+        ("kernels", (ToyKernel("a"),), "kernels must be of Kernel"), ("examples", ({},), "examples must be of"),
+    ],
+)  # fmt: skip
+def test_an_op_with_a_part_of_the_wrong_type_is_refused_and_nothing_is_added(part, wrong, said):
+    registry = host_registry()
+    with pytest.raises(RegistrationError, match=said) as refused:
+        registry.register(evolve(toy_op("toy", [ToyKernel("a")]), **{part: wrong}))
+    assert refused.value.rule == part
+    assert not registry.ops()
+    registry.register(toy_op("toy", [ToyKernel("a")]))
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "host", HostBackend, SimpleNamespace(name="x")], ids=lambda wrong: type(wrong).__name__
+)
+def test_what_is_no_backend_is_refused(wrong):
+    with pytest.raises(RegistrationError, match="`missing` and `prepare`"):
+        host_registry().register_backend(wrong)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -389,3 +391,18 @@ def test_selection_is_the_best_on_the_table_and_mostly_within_five_percent_on_sh
     worst = max(held_out, key=held_out.__getitem__)
     assert held_out[worst] <= 1.25, f"{worst}: {held_out[worst]:.3f}"
     assert len(beyond) <= 0.05 * len(held_out), beyond
+
+
+def test_what_cannot_be_written_is_named_and_nothing_is_left_behind(tmp_path, monkeypatch):
+    path = tmp_path / "table.json"
+    path.write_text("old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as refused:
+        tuning.write_text(path, "new")
+    assert (refused.value.errno, refused.value.filename) == (errno.ENOSPC, str(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
+    assert path.read_text() == "old"

@@ -186,8 +186,8 @@ class Results:
     # -- files ------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, path: Path) -> Results:
-        """From the JSON; InvalidProblem, naming the file, if it is none of `write`."""
+    def load(cls, path: Path, fix: str = "") -> Results:
+        """From the JSON; InvalidProblem, naming the file and saying `fix`, if it is none of `write`."""
         try:
             given = json.loads(path.read_text("utf-8"))
             rows = [{name: row[name] for name in (*CELL, *_MEASURED)} for row in given.pop("cells")]
@@ -199,7 +199,7 @@ class Results:
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise InvalidProblem(
                 str(path), "a result file must be as `baracuda-py bench` writes it", rule="result file",
-                why=f"{type(error).__name__}: {error}", fix="Name another output, or pass --replace",
+                why=f"{type(error).__name__}: {error}", fix=fix,
             ) from None  # fmt: skip
         return made
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
-from attrs import define, frozen
+from attrs import define, evolve, field, frozen
 
 from baracuda_py.bench.cells import Cell
 from baracuda_py.bench.contenders import Absent, Contender, Lineup
 from baracuda_py.errors import Unsupported
-from baracuda_py.tuning.timing import Replay, Spread, in_turns, timer_on
+from baracuda_py.tuning.timing import HostTimer, Replay, Spread, in_turns, timer_on
 from baracuda_py.vocab.enums import ElementKind
 
 __all__ = ["Bench", "Ceilings", "Forecast", "Measured", "measured_within"]
@@ -20,6 +20,7 @@ _READ_NBYTES = {"cuda": 1 << 30, "host": 256 << 20}  # of the read that gives th
 _DENSE_SIDE = {"cuda": 8192, "host": 1024}  # of the square product that gives the peak
 _CAPTURE_S, _CALL_S = 5e-3, 5e-5  # of a contender, and of each of its calls: binding, capturing
 _UPLOADED_PER_S = 1e9  # bytes of weights that are drawn and copied
+_PROBED_CHANNELS, _PROBED_ROWS = 512, 64  # at most, of the calls that say how fast the host is
 
 
 @frozen
@@ -28,6 +29,19 @@ class Ceilings:
 
     read: float
     dense: dict[ElementKind, float]
+
+
+@frozen
+class Pace:
+    """What a contender takes on the host, which its estimate does not know.
+
+    Attributes:
+        over_estimate: time of a call over its estimate.
+        bind_s: seconds of binding a call, for each byte that it reads or writes: weights may be packed for it.
+    """
+
+    over_estimate: float = 1.0
+    bind_s: float = 0.0
 
 
 @frozen(eq=False)
@@ -50,6 +64,7 @@ class Bench:
 
     lineup: Lineup
     samples: int = 20
+    _paces: dict[Cell, dict[tuple[str, ...], Pace]] = field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         device = self.lineup.device
@@ -59,17 +74,36 @@ class Bench:
             )
 
     def estimate_s(self, cell: Cell, kept: Cell | None = None) -> float:
-        """Seconds that the cell takes, by the estimates of selection; `kept`: the cell that was measured before it."""
+        """Seconds that the cell takes; `kept`: the cell that was measured before it.
+
+        By the estimates of selection; on the host, which may be any and busy, corrected by a few small calls.
+        """
         found = [one for one in self.lineup.of(cell) if isinstance(one, Contender)]
-        total = sum(self._estimate_s(one) for one in found)
+        total = sum(self._estimate_s(one, cell) for one in found)
         if kept is None or kept.weights != cell.weights:
             kinds = len({(one.kind, one.layout) for one in found})
             total += kinds * max(self.lineup.rotated_nbytes, cell.weight_nbytes) / _UPLOADED_PER_S
         return total
 
-    def _estimate_s(self, one: Contender) -> float:
-        replays = 2 * self.samples + 2 if self.lineup.device.kind == "cuda" else self.samples + 1
-        return _CAPTURE_S + one.copies * (_CALL_S + 1e-6 * replays * one.estimate_us)
+    def _estimate_s(self, one: Contender, cell: Cell) -> float:
+        call_s = 1e-6 * one.estimate_us
+        if self.lineup.device.kind == "cuda":
+            return _CAPTURE_S + one.copies * (_CALL_S + (2 * self.samples + 2) * call_s)
+        pace = self._paces_of(cell).get((one.kind, one.kernel, one.layout), Pace())
+        calls = self.samples * (one.copies + 1) + 1
+        return calls * call_s * pace.over_estimate + one.copies * (_CALL_S + one.nbytes * pace.bind_s)
+
+    def _paces_of(self, cell: Cell) -> dict[tuple[str, ...], Pace]:
+        """Of the host's contenders, measured on a small cell that is like this one; once for each such cell."""
+        ic, oc = (min(_PROBED_CHANNELS, channels) for channels in (cell.ic, cell.oc))
+        if cell.ic % ic:
+            ic = cell.ic  # groups are not to end in the middle
+        small = evolve(cell, ic=ic, oc=oc, m=min(_PROBED_ROWS, cell.m))
+        if small not in self._paces:
+            lineup = evolve(self.lineup, rotated_nbytes=0)
+            found = (one for one in lineup.of(small) if isinstance(one, Contender))
+            self._paces[small] = {(one.kind, one.kernel, one.layout): _pace(one) for one in found}
+        return self._paces[small]
 
     def estimates_s(self, cells: Sequence[Cell]) -> list[float]:
         """Seconds of each of the cells, measured in this order."""
@@ -81,6 +115,13 @@ class Bench:
         side = _DENSE_SIDE[kind]
         squares = [Cell(element, 128, side, side, side) for element in elements]
         return [*self.lineup.reads(_READ_NBYTES[kind]), *(self.lineup.dense(square) for square in squares)]
+
+    def ceilings_s(self, elements: Sequence[ElementKind]) -> float:
+        """Seconds that `ceilings` takes."""
+        side = _DENSE_SIDE[self.lineup.device.kind]
+        square = Cell(elements[0], 128, side, side, side)
+        found = [one for one in self.ceilings_cells(elements) if isinstance(one, Contender)]
+        return sum(self._estimate_s(one, square) + one.copies * one.nbytes / _UPLOADED_PER_S for one in found)
 
     def ceilings(self, elements: Sequence[ElementKind]) -> Ceilings:
         """The highest rates that the device reaches."""
@@ -125,6 +166,20 @@ class Bench:
             by_name = {str(number): replay for number, replay in enumerate(ready.values())}
             times = in_turns(by_name, self.samples) if ready else {}
         return tuple(zip(ready, map(Spread.of, times.values()), strict=True)), tuple(absent)
+
+
+def _pace(one: Contender) -> Pace:
+    """How fast one contender is on the host; as it is estimated, where it cannot be prepared."""
+    try:
+        with one.replay(HostTimer()):  # which draws its arguments
+            pass
+        start = time.perf_counter()
+        with one.replay(HostTimer()) as replay:
+            prepared_s = time.perf_counter() - start
+            time_us = replay()
+    except Exception:
+        return Pace()
+    return Pace(time_us / one.estimate_us, max(0.0, prepared_s - 1e-6 * time_us) / one.nbytes)
 
 
 @define

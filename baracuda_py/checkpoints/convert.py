@@ -14,7 +14,7 @@ from collections.abc import Callable
 from baracuda_py.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from baracuda_py.checkpoints.formats import PackedFormat
 from baracuda_py.checkpoints.write import MAX_SHARD_BYTES, Saved, SavePlan, kept_files, plan_save
-from baracuda_py.errors import UnsupportedCheckpoint
+from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 
 __all__ = ["convert", "plan_convert"]
 
@@ -55,9 +55,15 @@ def plan_convert(
         lossy: as for `plan_save`; and whether the configuration may lose that activations are quantised too.
 
     Raises:
-        CheckpointError, UnsupportedCheckpoint: `source` is damaged, or cannot be read or written in that format.
+        CheckpointError, UnsupportedCheckpoint: `source` is damaged or has no packed layer, or cannot be read or written
+            in that format.
     """
     checkpoint = open_checkpoint(source)
+    if not len(checkpoint):
+        raise CheckpointError(
+            checkpoint.folder.path, "a checkpoint that is converted must have a packed layer", rule="layers",
+            got="none", fix="Pack plain weights with `baracuda-py quantize`",
+        )  # fmt: skip
     if not lossy:
         _check_activations(checkpoint)
     config = checkpoint.folder.json("config.json")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from baracuda_py.checkpoints.headers import TensorHeader, open_regular, parse_json, read_header
+from baracuda_py.checkpoints.headers import SafetensorsHeader, TensorHeader, open_regular, parse_json, read_header
 from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Folder:
         root: the folder.
         files: the safetensors files, sorted.
         tensors: every tensor by name, sorted.
-        index: the index of a sharded checkpoint, or None.
+        index: the index of a sharded checkpoint; None where there is none: of one file, or of shards whose names say
+            that they are all there.
         unlisted: names that shards hold and the index does not list; they are not part of the checkpoint.
         metadata: of each file.
     """
@@ -82,6 +83,9 @@ class Folder:
             return cls._single(given, given, _inside(given, single))
         if index is not None:
             return cls._sharded(given, _inside(given, index))
+        if shards := _whole_set(names):
+            files = {name: _inside(given, name) for name in shards}
+            return cls._joined(given, files, {name: read_header(file) for name, file in files.items()})
         raise _no_weights(given, names)
 
     @classmethod
@@ -97,15 +101,7 @@ class Folder:
             raise CheckpointError(index, "weight_map must map tensors to file names", rule="weight_map")
         files = {name: _shard(root, index, name, found) for name in sorted(set(found.values()))}
         headers = {name: read_header(file) for name, file in files.items()}
-        where: dict[str, str] = {}
-        for shard, header in headers.items():
-            for tensor in header.tensors:
-                if tensor in where:
-                    raise CheckpointError(
-                        files[shard], "a tensor must be in one shard", tensor=tensor, rule="duplicate tensor",
-                        got=f"one in {where[tensor]} too",
-                    )  # fmt: skip
-                where[tensor] = shard
+        where = _where(files, headers)
         for tensor, shard in found.items():
             if where.get(tensor) != shard:
                 raise CheckpointError(
@@ -117,6 +113,13 @@ class Folder:
             root, root, tuple(files.values()), tensors, index, tuple(sorted(where.keys() - found.keys())),
             {files[name]: header.metadata for name, header in headers.items()},
         )  # fmt: skip
+
+    @classmethod
+    def _joined(cls, root: Path, files: Mapping[str, Path], headers: Mapping[str, SafetensorsHeader]) -> Folder:
+        where = _where(files, headers)
+        tensors = {tensor: headers[where[tensor]].tensors[tensor] for tensor in sorted(where)}
+        metadata = {files[name]: header.metadata for name, header in headers.items()}
+        return cls(root, root, tuple(files.values()), tensors, metadata=metadata)
 
     def read(self, name: str) -> NDArray[Any]:
         """Tensor `name` as a read-only array, mapped from the file if it is large; see `read_tensor`.
@@ -262,6 +265,30 @@ def _chosen(folder: Path, names: list[str], usual: str, suffix: str) -> str | No
     return fitting[0] if len(fitting) == 1 else None
 
 
+def _where(files: Mapping[str, Path], headers: Mapping[str, SafetensorsHeader]) -> dict[str, str]:
+    """The shard of each tensor; CheckpointError for a tensor in two of them."""
+    where: dict[str, str] = {}
+    for shard, header in headers.items():
+        for tensor in header.tensors:
+            if tensor in where:
+                raise CheckpointError(
+                    files[shard], "a tensor must be in one shard", tensor=tensor, rule="duplicate tensor",
+                    got=f"one in {where[tensor]} too",
+                )  # fmt: skip
+            where[tensor] = shard
+    return where
+
+
+def _whole_set(names: list[str]) -> list[str]:
+    """The shards of a folder without an index, where its weights are one set whose names say that none is missing."""
+    found = [name for name in names if name.endswith(_SUFFIX)]
+    shards = [shard for shard in map(_SHARD.fullmatch, found) if shard]
+    whole = len({shard.group(1, 3) for shard in shards}) == 1 and len(shards) == len(found)
+    if not whole or any(name.endswith(f"{_SUFFIX}.index.json") for name in names):
+        return []
+    return found if sorted(int(shard[2]) for shard in shards) == list(range(1, int(shards[0][3]) + 1)) else []
+
+
 def _check_whole(file: Path) -> None:
     """Refuse a file that is called as one shard of several, unless the others are there or an index lists it."""
     shard = _SHARD.fullmatch(file.name)
@@ -350,6 +377,6 @@ def _no_weights(folder: Path, names: list[str]) -> CheckpointError | Unsupported
             why="unpickling runs code", fix="Save the model with safe_serialization=True",
         )  # fmt: skip
     return CheckpointError(
-        folder, f"a checkpoint must have {_SINGLE} or {_INDEX}", rule="safetensors",
-        got=f"{len(several)} safetensors files without an index" if several else "neither",
+        folder, f"a checkpoint must have {_SINGLE}, {_INDEX}, or all shards of one set", rule="safetensors",
+        got=f"{len(several)} safetensors files without an index" if several else "none of these",
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import baracuda_py as bp
+from baracuda_py.cli.files import check_new, make_folder
 from baracuda_py.cli.output import error_console, print_json, print_line, print_table, progress, time_text
 from baracuda_py.cli.parsing import RUN_DEVICE_HELP, parse_device, parse_enum, parse_size
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
@@ -67,7 +68,7 @@ def bench(
         typer.Option("--compare", metavar="CSV", exists=True, dir_okay=False, help="The best of others, by cell."),
     ] = None,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw OUT.png and OUT.svg; needs matplotlib.")] = True,
-    replace: Annotated[bool, typer.Option("--replace", help="Forget what OUT.json holds.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Forget what OUT.json holds; write over any OUT.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it will take.")] = False,
     draw: Annotated[bool, typer.Option("--draw", help="Measure nothing; draw OUT.json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
@@ -95,8 +96,12 @@ def bench(
         check_plots()
     resolved = registry.device(parse_device(device))
     stem = _stem(output, resolved)
+    if not estimate:
+        _check_output(stem, replace or draw, plot or draw, compare)
     if draw:
-        _draw(_kept(stem, False, None, peers), stem)
+        kept = _kept(stem, False, None, peers)
+        make_folder(stem.parent)
+        _draw(kept, stem)
         print_line(f"Drew {stem}.png and {stem}.svg", "bold")
         return
     made = _bench(resolved, layouts, samples, parse_size(rotate, "--rotate"))
@@ -106,6 +111,8 @@ def bench(
     _announce(made, left, len(wanted), budget_s)
     if estimate:
         return
+    if left or plot:
+        make_folder(stem.parent)
     _measure(made, left, results, stem, budget_s)
     if plot and results.rows:
         _draw(results, stem)
@@ -144,6 +151,15 @@ def _stem(output: Path, device: Device) -> Path:
     return named.with_suffix("") if named.suffix in _SUFFIXES else named
 
 
+def _check_output(stem: Path, replace: bool, plot: bool, compare: Path | None) -> None:
+    """Refuse to write over what no OUT.json goes with, and over what is compared with."""
+    json_path, *others = (stem.with_name(stem.name + suffix) for suffix in _SUFFIXES[: 4 if plot else 2])
+    if compare is not None and any(path.exists() and path.samefile(compare) for path in (json_path, *others)):
+        raise typer.BadParameter(f"{str(compare)!r} is a file that --output writes", param_hint="--compare")
+    if not replace and not json_path.exists():
+        check_new(others, f"a file beside a new {json_path.name} must be new too")
+
+
 def _bench(device: Device, layouts: Sequence[str] | None, samples: int, rotated_nbytes: int) -> Bench:
     from baracuda_py.bench.contenders import Lineup
     from baracuda_py.bench.run import Bench
@@ -165,7 +181,8 @@ def _kept(stem: Path, replace: bool, environment: dict[str, Any] | None, peers: 
 
     path = stem.with_name(stem.name + ".json")
     if environment is None or (path.exists() and not replace):
-        results = Results.load(path)
+        fix = "Name another output" if environment is None else "Name another output, or pass --replace"
+        results = Results.load(path, fix)
         if environment is not None:
             results.check_continues(environment, path)
     else:
@@ -174,9 +191,13 @@ def _kept(stem: Path, replace: bool, environment: dict[str, Any] | None, peers: 
     return results
 
 
+def _elements(cells: Sequence[Cell]) -> list[ElementKind]:
+    return list(dict.fromkeys(cell.element for cell in cells))
+
+
 def _announce(made: Bench, left: Sequence[Cell], wanted: int, budget_s: float | None) -> None:
     """How much there is to do, on standard error, before it is done."""
-    seconds = sum(made.estimates_s(left))
+    seconds = sum(made.estimates_s(left)) + (made.ceilings_s(_elements(left)) if left else 0.0)
     said = f"{len(left)} of {wanted} cells on {made.lineup.device}: about {time_text(1e6 * seconds)}"
     if budget_s is not None and seconds > budget_s:
         said += f", of which {time_text(1e6 * budget_s)} are taken now"
@@ -195,7 +216,7 @@ def _measure(
     begun = clock()
     estimates = [max(1, round(1e3 * seconds)) for seconds in made.estimates_s(left)]
     with progress("measuring the AWQ GEMM", sum(estimates)) as advance:
-        results.begin(made.ceilings(list(dict.fromkeys(cell.element for cell in left))))
+        results.begin(made.ceilings(_elements(left)))
         rest = None if budget_s is None else budget_s - (clock() - begun)
         for measured, estimate in zip(measured_within(made, left, rest), estimates, strict=False):
             results.add(measured)

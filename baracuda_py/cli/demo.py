@@ -14,6 +14,7 @@ from attrs import frozen
 
 import baracuda_py as bp
 from baracuda_py.checkpoints.checkpoint import open_checkpoint
+from baracuda_py.cli.files import make_folder
 from baracuda_py.cli.output import print_facts, print_json, print_line, working
 from baracuda_py.cli.parsing import parse_device
 from baracuda_py.cli.run import (
@@ -111,6 +112,7 @@ def write_checkpoint(folder: Path, layers: tuple[DemoLayer, ...] = LAYERS) -> No
 @contextmanager
 def _folder(output: Path | None) -> Iterator[Path]:
     if output is not None:
+        make_folder(output)
         yield output
         return
     with TemporaryDirectory(prefix="baracuda-py-demo-") as made:

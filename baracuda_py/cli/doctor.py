@@ -167,7 +167,7 @@ def _loads(registry: Registry[Any], module: kernels.PtxModule, device: Device) -
 
 
 def _libraries() -> Iterator[Finding]:
-    """Everything that the package's own metadata names, with the extra that brings it."""
+    """Everything that the package's own metadata names, once, with the first extra that brings it."""
     try:
         lines = requires(_DISTRIBUTION) or []
     except PackageNotFoundError:
@@ -175,12 +175,14 @@ def _libraries() -> Iterator[Finding]:
             "libraries", _DISTRIBUTION, "missing", "no metadata: run from a source tree", "Run: pip install ."
         )
         return
+    named: set[str] = set()
     for line in lines:
         match = re.match(r"(?P<name>[\w.-]+)[^;]*(?:;.*extra\s*==\s*['\"](?P<extra>\w+)['\"])?", line)
         assert match is not None
         name, extra = match["name"], match["extra"]
-        if extra == "test":
+        if extra == "test" or name in named:
             continue
+        named.add(name)
         try:
             yield Finding("libraries", name, "ok", version(name))
         except PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 from baracuda_py.errors import BaracudaError, InvalidProblem, Unsupported
@@ -24,6 +25,14 @@ EXIT_CODES_HELP = (
 )
 
 
+_FORBIDDEN = "Name another path, or see that this one may be read and written"
+_FULL = "Make room there, or name another path"
+_ADVICE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
+}
+
+
 def exit_code(error: BaseException) -> ExitCode:
     """The code for an error that ends a command."""
     return ExitCode.REFUSED if isinstance(error, (Unsupported, InvalidProblem)) else ExitCode.FAILED
@@ -38,4 +47,6 @@ def message(error: BaseException) -> str:
     """One readable message."""
     if isinstance(error, BaracudaError):
         return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}. {_ADVICE.get(error.errno or 0, 'Check this path')}."
     return f"unexpected {type(error).__name__}: {error} (--traceback before the command shows where)"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import baracuda_py as bp
+from baracuda_py.cli.files import make_folder
 from baracuda_py.cli.output import print_json, print_line, print_table, progress, time_text
 from baracuda_py.cli.parsing import make_descriptor, parse_device
 from baracuda_py.errors import Unsupported
@@ -81,7 +82,7 @@ def tune(
         op.check(descriptor)
     path = folder / f"{slug(resolved.name)}.json"
     _kept(path)
-    folder.mkdir(parents=True, exist_ok=True)  # now, for `select` refuses a folder that is not there
+    make_folder(folder)  # now, for `select` refuses a folder that is not there
     before = {descriptor: _selected(registry, descriptor, resolved) for descriptor in descriptors}
     measured = []
     with progress(f"measuring {op.name}", len(descriptors)) as advance:
@@ -105,14 +106,15 @@ def _take(op: Op, sources: list[Path], folder: Path) -> None:
 
     if op is not OP:
         raise Unsupported(op.name, f"`bench` measures {OP.name} only", rule="--from", got=op.name)
-    taken = {source: Results.load(source) for source in sources}
+    fix = "Give --from what `baracuda-py bench` wrote as OUT.json"
+    taken = {source: Results.load(source, fix) for source in sources}
     devices = {source: _gpu_of(results, source) for source, results in taken.items()}
     device = devices[sources[0]]
     if len({(one, one.name) for one in devices.values()}) > 1:  # an H100 and an H200 differ in their names alone
         raise Unsupported(", ".join(map(str, sources)), "they must be of one GPU", rule="--from")
     path = folder / f"{slug(device.name)}.json"
     kept = _kept(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     problems = kept.get(op.name, ())
     for results in taken.values():
         measured = results.problems()
@@ -126,7 +128,8 @@ def _gpu_of(results: Results, source: Path) -> Device:
     try:
         return device_of(results.environment)
     except (KeyError, ValueError):
-        raise Unsupported(str(source), "it must be of a GPU", rule="--from") from None
+        fix = "Measure it with `baracuda-py bench --device cuda`"
+        raise Unsupported(str(source), "it must be of a GPU", rule="--from", fix=fix) from None
 
 
 def _origin(taken: Mapping[Path, Results]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from baracuda_py.testing.fields import (
     progression,
     rule_fields,
 )
-from baracuda_py.vocab.rules import Between, OneOf, Rule, one_of
+from baracuda_py.vocab.rules import Between, F32Number, OneOf, Rule, one_of
 
 __all__ = ["breakable", "breaking", "kernel_rules", "valid"]
 
@@ -37,6 +37,7 @@ _TRIED = 8  # values of an endless field tried after the drawn one
 _POWERS = [sign << bits for bits in (0, 7, 15, 16, 31, 32, 40, 62) for sign in (1, -1)]
 _EXTREMES = tuple(sorted({power + offset for power in _POWERS for offset in (-1, 0, 1)}))
 _FLOATS = (1.0, 0.0, -1.0, 0.5, 2.0, -0.375)
+_BEYOND_F32 = (1e-46, 1e39, -1e-46, -1e39)
 
 _Pick = Callable[[int], int]  # n to an index below n
 
@@ -190,6 +191,8 @@ class _Entries:
             return self._ints()
         if allowed is None:
             allowed = list(_FLOATS) if self.kind is float else [False, True] if self.kind is bool else list(self.kind)  # type: ignore[call-overload]
+        if isinstance(self.broken, F32Number):
+            allowed += list(_BEYOND_F32)
         allowed = [v for v in allowed if all(isinstance(r, OneOf) or r.allows(v, self.partial) for r in self.rules)]
         start = self.pick(len(allowed)) if allowed else 0
         return allowed[start:] + allowed[:start]

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -190,7 +191,11 @@ def write_table(table: TuningTable, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file; whoever reads meanwhile, and whoever is stopped, finds the old one or the new."""
+    """Replace a file; whoever reads meanwhile, and whoever is stopped, finds the old one or the new.
+
+    Raises:
+        OSError: it cannot be written; it names `path`.
+    """
     target = Path(os.path.realpath(path))
     made = target.with_name(f".{target.name}.saving-{secrets.token_hex(4)}")
     try:
@@ -199,8 +204,11 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(made, target)
+    except OSError as error:  # which names the file that was to take its place, or none
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        made.unlink(missing_ok=True)
+        with suppress(OSError):
+            made.unlink(missing_ok=True)
 
 
 def table_json(table: TuningTable) -> str:

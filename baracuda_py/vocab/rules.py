@@ -6,6 +6,8 @@ rule holds for it; a subject that is a tuple is checked entry by entry.
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any
@@ -17,12 +19,14 @@ from baracuda_py.vocab.expr import Expr, has_attribute
 
 __all__ = [
     "Between",
+    "F32Number",
     "MultipleOf",
     "OneOf",
     "Rule",
     "at_least",
     "at_most",
     "between",
+    "f32_number",
     "multiple_of",
     "non_negative",
     "one_of",
@@ -194,6 +198,36 @@ class OneOf(Rule):
             yield f"rule {self.name!r}: the set is empty, so that nothing satisfies it"
 
 
+@frozen
+class F32Number(Rule):
+    """`subject`, a float, stays finite when it is rounded to f32, and is 0 only if it was; `unless` lets any pass.
+
+    Between these bounds it is rounded silently. torch refuses what overflows too, and takes what vanishes for 0.
+    """
+
+    unless: Expr | None = field(kw_only=True, default=None)
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject} in f32"
+
+    @property
+    def must(self) -> str:
+        return f"{self.subject} must neither overflow nor vanish when it is rounded to f32"
+
+    def allows(self, value: Any, descriptor: object) -> bool:
+        if self.unless is not None and self.unless(descriptor):
+            return True
+        try:
+            rounded = struct.unpack("f", struct.pack("f", value))[0]
+        except OverflowError:
+            return False
+        return math.isfinite(rounded) and bool(rounded) == bool(value)
+
+    def expressions(self) -> tuple[Expr, ...]:
+        return () if self.unless is None else (self.unless,)
+
+
 def at_least(
     subject: str, low: int | str, *, error: type[BaracudaError] = InvalidProblem, why: str = "", fix: str = ""
 ) -> Rule:
@@ -253,3 +287,15 @@ def one_of(
 ) -> Rule:
     """`subject` is one of `choices` (Unsupported unless said otherwise)."""
     return OneOf(subject, choices=tuple(choices), error=error, why=why, fix=fix)
+
+
+def f32_number(
+    subject: str,
+    *,
+    unless: str | None = None,
+    error: type[BaracudaError] = Unsupported,
+    why: str = "",
+    fix: str = "",
+) -> Rule:
+    """`subject` is a float that f32 can hold, roughly; `unless`: a flag of the descriptor that lets any pass."""
+    return F32Number(subject, unless=None if unless is None else Expr(unless), error=error, why=why, fix=fix)

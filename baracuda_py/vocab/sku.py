@@ -27,11 +27,16 @@ _EnumT = TypeVar("_EnumT", bound=IntEnum)
 _FLAGS = {"s": "bit_stable_on_same_hardware", "d": "deterministic", "b": "batch_invariant"}
 
 
-def _member(enum: type[_EnumT], text: str) -> _EnumT:
+def _member(enum: type[_EnumT], text: str, part: str) -> _EnumT:
     try:
         return enum[text.upper()]
     except KeyError:
-        raise ValueError(f"{text!r} names no {enum.__name__}") from None
+        raise ValueError(f"{part} {text!r} names no {enum.__name__}") from None
+
+
+def _check_text(token: object) -> None:
+    if not isinstance(token, str):
+        raise TypeError(f"a token must be text, not {token!r}")
 
 
 @frozen(slots=False)
@@ -88,14 +93,22 @@ class PrecisionGuarantee:
 
     @classmethod
     def parse(cls, token: str) -> PrecisionGuarantee:
-        """The guarantee whose `token` this is; ValueError otherwise."""
+        """The guarantee whose `token` this is; else ValueError, which says what is wrong with it; TypeError for what is
+        no text."""
+        _check_text(token)
         parts = token.split("-")
         if len(parts) != 4:
-            raise ValueError(f"{token!r} is no guarantee token: it has {len(parts)} parts, not 4")
-        enums = (MathPrecision, ElementKind, ElementKind)
+            raise ValueError(f"{token!r} is no guarantee token: its parts must be 4, not {len(parts)}")
+        enums = {"math_precision": MathPrecision, "accumulator": ElementKind, "partial_sums": ElementKind}
         if unknown := set(parts[3]) - set("sdbSDB0"):
             raise ValueError(f"{token!r} is no guarantee token: {min(unknown)!r} is no flag")
-        types = [None if part == "any" else _member(enum, part) for enum, part in zip(enums, parts, strict=False)]
+        try:
+            types = [
+                None if part == "any" else _member(enum, part, name)
+                for (name, enum), part in zip(enums.items(), parts, strict=False)
+            ]
+        except ValueError as error:
+            raise ValueError(f"{token!r} is no guarantee token: {error}") from None
         flags = {n: True if k in parts[3] else None if k.upper() in parts[3] else False for k, n in _FLAGS.items()}
         guarantee = cls(*types, **flags)  # type: ignore[arg-type]
         if guarantee.token != token:
@@ -111,6 +124,8 @@ _KINDS_OF_FIELDS = {
     "category": OpCategory, "element": ElementKind, "aux_element": ElementKind, "layout": LayoutSku,
     "epilogue": EpilogueKind, "arch": ArchSku, "backend": BackendKind,
 }  # fmt: skip
+
+_TOKEN_FIELDS = ("category", "op", "element", "aux_element", "layout", "epilogue", "arch", "backend")  # in this order
 
 
 @total_ordering
@@ -162,29 +177,29 @@ class KernelSku:
     @cached_property
     def token(self) -> str:
         """Stable text form, fields separated by dots; `KernelSku.parse` reads it back."""
-        parts = [self.category, self.kind, self.element, self.aux_element, self.layout, self.epilogue]
-        names = [part.name.lower() for part in [*parts, self.arch, self.backend]]
+        members = [self.kind if name == "op" else getattr(self, name) for name in _TOKEN_FIELDS]
+        names = [member.name.lower() for member in members]
         return ".".join([*names, self.precision_guarantee.token, *([self.variant] if self.variant else [])])
 
     @classmethod
     def parse(cls, token: str) -> KernelSku:
-        """The SKU whose `token` this is; ValueError names the field that does not parse."""
+        """The SKU whose `token` this is; else ValueError, which names the field that does not parse; TypeError for what
+        is no text."""
+        _check_text(token)
         parts = token.split(".")
         if len(parts) not in (9, 10):
-            raise ValueError(f"{token!r} is no SKU token: it has {len(parts)} fields, not 9 or 10")
-        category = _member(OpCategory, parts[0])
-        sku = cls(
-            category,
-            _member(KIND_OF_CATEGORY[category], parts[1]),
-            _member(ElementKind, parts[2]),
-            _member(ElementKind, parts[3]),
-            _member(LayoutSku, parts[4]),
-            _member(EpilogueKind, parts[5]),
-            _member(ArchSku, parts[6]),
-            _member(BackendKind, parts[7]),
-            PrecisionGuarantee.parse(parts[8]),
-            parts[9] if len(parts) == 10 else "",
-        )
+            raise ValueError(f"{token!r} is no SKU token: its fields must be 9 or 10, not {len(parts)}")
+        try:
+            category = _member(OpCategory, parts[0], "category")
+            kinds: dict[str, type[IntEnum]] = {**_KINDS_OF_FIELDS, "op": KIND_OF_CATEGORY[category]}
+            named = zip(_TOKEN_FIELDS, parts, strict=False)
+            members: dict[str, Any] = {name: _member(kinds[name], text, name) for name, text in named}
+            sku = cls(
+                **members, precision_guarantee=PrecisionGuarantee.parse(parts[8]),
+                variant=parts[9] if len(parts) == 10 else "",
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"{token!r} is no SKU token: {error}") from None
         if sku.token != token:
             raise ValueError(f"{token!r} is no SKU token: the canonical form is {sku.token!r}")
         return sku

@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from baracuda_py import checkpoints
 from baracuda_py.checkpoints.folder import Folder
+from baracuda_py.cli.demo import write_checkpoint
 from baracuda_py.errors import CheckpointError, UnsupportedCheckpoint
 
 SHARDS = {
@@ -18,6 +19,13 @@ SHARDS = {
 }
 FIRST, SECOND = SHARDS
 INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def quantised(tmp_path):
+    """A small checkpoint of AWQ layers."""
+    write_checkpoint(tmp_path / "quantised")
+    return tmp_path / "quantised"
 
 
 def write(folder, *, shards=SHARDS, **changes):
@@ -88,6 +96,57 @@ def test_a_shard_can_be_read_alone_where_the_others_or_an_index_are_there(tmp_pa
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": FIRST, "b": FIRST}}))
     for path in (tmp_path, tmp_path / FIRST):
         assert set(Folder.open(path).tensors) == {"a", "b"}
+
+
+def test_shards_whose_names_say_that_they_are_all_there_need_no_index(tmp_path):
+    for name, tensors in SHARDS.items():
+        save_file(tensors, tmp_path / name)
+    folder = Folder.open(tmp_path)
+    assert (list(folder.tensors), folder.index, folder.unlisted) == (["a", "b", "c"], None, ())
+    assert [file.name for file in folder.files] == [FIRST, SECOND]
+    for tensors in SHARDS.values():
+        for name, array in tensors.items():
+            np.testing.assert_array_equal(folder.read(name), array)
+
+
+def test_shards_without_an_index_that_are_not_one_whole_set_are_refused(tmp_path):
+    def folder(name, *files, extra=()):
+        made = tmp_path / name
+        made.mkdir()
+        for number, file in enumerate(files):
+            save_file({f"t{number}": np.ones(2, np.float16)}, made / file)
+        for file in extra:
+            (made / file).write_text("{}")
+        return made
+
+    refused(folder("one missing", "m-1-of-3.safetensors", "m-3-of-3.safetensors"), "safetensors")
+    refused(folder("from 0", "m-0-of-2.safetensors", "m-1-of-2.safetensors"), "safetensors")
+    refused(folder("twice", "m-1-of-2.safetensors", "m-01-of-2.safetensors", "m-2-of-2.safetensors"), "safetensors")
+    refused(folder("another", FIRST, SECOND, "adapter.safetensors"), "safetensors")
+    refused(folder("two sets", FIRST, SECOND, "m-1-of-2.safetensors", "m-2-of-2.safetensors"), "safetensors")
+    indices = ("a.safetensors.index.json", "b.safetensors.index.json")
+    refused(folder("two indices", FIRST, SECOND, extra=indices), "safetensors")
+    same = folder("same", FIRST)
+    save_file({"t0": np.zeros(2, np.float16)}, same / SECOND)
+    error = refused(same, "duplicate tensor")
+    assert (error.tensor, error.file) == ("t0", str(same / SECOND))
+
+
+def test_a_checkpoint_of_shards_without_an_index_is_converted_where_it_is(tmp_path, quantised):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text((quantised / "config.json").read_text())
+    tensors = load_file(quantised / "model.safetensors")
+    for number in (0, 1):
+        part = {name: array for at, (name, array) in enumerate(sorted(tensors.items())) if at % 2 == number}
+        save_file(part, source / f"model-0000{number + 1}-of-00002.safetensors")
+    before = {name: checkpoints.unpack(layer).weights() for name, layer in checkpoints.open(source).items()}
+    checkpoints.convert(source, source, checkpoints.PackedFormat.COMPRESSED_TENSORS, overwrite=True)
+    assert sorted(file.name for file in source.glob("*.safetensors*")) == ["model.safetensors"]
+    after = checkpoints.open(source)
+    assert list(after) == list(before)
+    for name, weights in before.items():
+        np.testing.assert_array_equal(checkpoints.unpack(after[name]).weights(), weights)
 
 
 def test_a_tensor_that_the_index_leaves_away_is_no_part_but_known(tmp_path):
@@ -205,8 +264,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     refused(tmp_path, "safetensors")
     refused(tmp_path / "nowhere", "missing")
     refused("a\0b", "missing")
-    for name in SHARDS:
-        save_file(SHARDS[name], tmp_path / name)
+    for name in (FIRST, "model-00003-of-00003.safetensors"):
+        save_file(SHARDS[FIRST], tmp_path / name)
     assert "2 safetensors files without an index" in str(refused(tmp_path, "safetensors"))
 
 

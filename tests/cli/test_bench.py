@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -18,6 +19,7 @@ from baracuda_py.bench.contenders import Lineup
 from baracuda_py.bench.results import COLUMNS
 from baracuda_py.bench.run import Bench, Forecast, measured_within
 from baracuda_py.errors import DriverError
+from baracuda_py.ops.quantize import awq_gemm
 from baracuda_py.vocab.enums import ElementKind
 
 SMALL = ("--shape", "64x256", "--rotate", "1B", "--samples", 3)
@@ -168,6 +170,78 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(run, tmp_path, mo
     assert result.code == code, result.err
     assert said in " ".join(result.err.replace("│", " ").split())
     assert not list(tmp_path.iterdir())
+
+
+def test_an_estimate_on_the_host_knows_how_fast_it_is_and_how_many_calls_there_are(monkeypatch):
+    def slow(**arguments):
+        time.sleep(0.01)
+
+    monkeypatch.setattr(awq_gemm, "awq_gemm_host", slow)
+    cell = Cell(ElementKind.F16, 128, 64, 256, 4)
+    host = bp.default_registry().device("host")
+    lineup = Lineup(bp.default_registry(), host, (bp.AwqWeightLayout.HF_GEMM,), 4 * cell.weight_nbytes)
+    bench = Bench(lineup, 5)
+    estimate = bench.estimate_s(cell)
+    start = time.perf_counter()
+    bench.measure(cell)
+    assert estimate == pytest.approx(time.perf_counter() - start, rel=1.0)
+    assert estimate >= 0.01 * (5 * (4 + 1) + 1), "5 rounds of 4 copies and one more call, and a first one"
+
+
+def test_the_estimate_has_the_limits_in_it_which_are_measured_first(gpu):
+    bench = Bench(Lineup(bp.default_registry(), gpu.gpu, tuple(bp.AwqWeightLayout)))
+    one, two = (bench.ceilings_s(elements) for elements in ([ElementKind.F16], [ElementKind.F16, ElementKind.BF16]))
+    assert 0 < one <= two
+    assert not gpu.driver.log
+
+
+FILES = (".csv", ".png", ".svg")
+
+
+@pytest.mark.parametrize("suffix", FILES)
+def test_a_file_that_no_results_go_with_is_not_written_over_unasked(run, tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(plot, "find_spec", lambda name: True)
+    mine = tmp_path / f"out{suffix}"
+    mine.write_text("mine")
+    words = ("bench", "--device", "host", *SMALL, "--m", 4, "--output", tmp_path / "out")
+    cells = seen(monkeypatch)
+    result = run(*words)
+    assert result.code == 3
+    assert result.err.startswith(f"error: {mine}: ")
+    assert "--replace" in result.err
+    assert not cells
+    assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+    assert mine.read_text() == "mine"
+    assert run(*words, "--estimate").code == 0
+    if suffix != ".csv":
+        assert run(*words, "--no-plot").code == 0, "it is not written then"
+        assert mine.read_text() == "mine"
+        return
+    assert run(*words, "--no-plot", "--replace").code == 0
+    assert mine.read_text().startswith("element,")
+    assert run(*words, "--no-plot", "--m", 5).code == 0, "it goes with OUT.json now"
+
+
+def test_what_is_compared_with_is_never_written_over(run, tmp_path):
+    peers = tmp_path / "out.csv"
+    peers.write_text("n_out,k_in,m,best_peer,best_peer_us,best_over_cublas\n64,256,4,marlin,2.5,0.5\n")
+    before = peers.read_text()
+    words = ("bench", "--device", "host", *QUICK, "--compare", peers, "--output", tmp_path / "out", "--replace")
+    result = run(*words)
+    assert result.code == 2
+    assert "--compare" in result.err
+    assert peers.read_text() == before
+
+
+def test_an_output_that_cannot_be_written_is_told_in_one_line_before_anything_is_measured(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    cells = seen(monkeypatch)
+    result = run("bench", "--device", "host", *QUICK, "--output", tmp_path / "file" / "out")
+    assert result.code == 3
+    [_, told] = result.err.splitlines()  # the first says how long it would take
+    assert told.startswith(f"error: {tmp_path / 'file'}: a folder to write to must be writable: ")
+    assert told.endswith("Name another with --output, or make this one writable.")
+    assert not cells
 
 
 # -- on a GPU --------------------------------------------------------------------------------------------------------

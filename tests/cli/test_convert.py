@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from baracuda_py import checkpoints
 
@@ -52,3 +53,15 @@ def test_a_checkpoint_can_be_converted_where_it_is_and_other_files_stay(run, sou
     assert (source / "plain.acts.safetensors").read_text() == "mine"
     formats = {layer.format for layer in checkpoints.open(source).values()}
     assert formats == {checkpoints.PackedFormat.COMPRESSED_TENSORS}
+
+
+def test_a_folder_that_is_not_quantised_is_named_and_what_quantises_it(run, tmp_path):
+    source = tmp_path / "plain"
+    source.mkdir()
+    save_file({"lm_head.weight": np.ones((64, 128), np.float16)}, source / "model.safetensors")
+    result = run("convert", str(source), str(tmp_path / "target"), "--to", "awq-gemm")
+    assert result.code == 3
+    assert result.err.startswith(f"error: {source}: ")
+    assert "must have a packed layer (got none)" in result.err
+    assert "baracuda-py quantize" in result.err
+    assert not (tmp_path / "target").exists()

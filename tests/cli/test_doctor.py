@@ -76,10 +76,13 @@ def test_libraries_come_from_the_metadata_with_the_extra_that_brings_them(monkey
             raise PackageNotFoundError(name) from None
 
     lines = ["numpy>=2.0", "rich<20", "onnxruntime>=1.20; extra == 'host'", "attrs>=24", 'pytest>=9; extra == "test"']
+    lines += ["torch>=2.4; extra == 'torch'", "torch>=2.4; extra == 'transformers'", "numpy>=2; extra == 'x'"]
     monkeypatch.setattr(doctor, "requires", lambda _: lines)
     monkeypatch.setattr(doctor, "version", version)
-    found = {one.name: one for one in doctor._libraries()}
-    assert list(found) == ["numpy", "rich", "onnxruntime", "attrs"]
+    listed = list(doctor._libraries())
+    found = {one.name: one for one in listed}
+    assert [one.name for one in listed] == ["numpy", "rich", "onnxruntime", "attrs", "torch"], "each once"
+    assert found["torch"].fix == "Run: pip install 'baracuda-py[torch]'"
     assert (found["numpy"].state, found["numpy"].detail) == ("ok", "2.3")
     assert (found["onnxruntime"].state, found["onnxruntime"].fix) == (
         "missing", "Run: pip install 'baracuda-py[host]'",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import baracuda_py as bp
+from baracuda_py.cli import files, status
 from baracuda_py.cli.demo import GROUP_SIZE, LAYERS, quantise
 
 GATE, BIASED = LAYERS[1].name, LAYERS[0].name
@@ -217,3 +220,36 @@ def test_bf16_scales_are_read_without_torch(run, no_gpu, checkpoint, tmp_path):
     mixed = json.loads(run(*command(tmp_path, BIASED, "--element", "f16", "--json")).out)
     assert mixed["passed"] is True
     assert (mixed["descriptor"]["element"], mixed["descriptor"]["scales_element"]) == ("f16", "bf16")
+
+
+def test_a_demo_that_cannot_be_written_is_told_in_one_line(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    result = run("demo", "--output", tmp_path / "file" / "demo")
+    assert result.code == 3
+    [told] = result.err.splitlines()
+    assert told.startswith(f"error: {tmp_path / 'file' / 'demo'}: a folder to write to must be writable: ")
+    assert told.endswith("Name another with --output, or make this one writable.")
+
+    def refused(dir):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), dir)
+
+    monkeypatch.setattr(files, "TemporaryFile", refused)  # whoever runs the tests may write everywhere
+    result = run("demo", "--output", tmp_path / "demo")
+    assert result.code == 3
+    assert result.err.splitlines() == [
+        f"error: {tmp_path / 'demo'}: a folder to write to must be writable: Permission denied. "
+        "Name another with --output, or make this one writable."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.EACCES, "Name another path"), (errno.EROFS, "Name another path"), (errno.ENOSPC, "Make room"),
+     (errno.ENOTDIR, "Check this path")],
+)  # fmt: skip
+def test_what_the_system_refuses_is_told_with_its_path_and_what_to_do(number, advice):
+    told = status.message(OSError(number, os.strerror(number), "models/out"))
+    assert told.startswith(f"models/out: {os.strerror(number)}. {advice}")
+    assert told.endswith(".")
+    assert "\n" not in told
+    assert "unexpected" not in told

@@ -242,3 +242,40 @@ def test_times_are_taken_from_a_result_file(run, gpu, folder, tmp_path):
     files[1].write_text(json.dumps(other_gpu))
     assert run("tune", "int4_awq_gemm", "--from", files[0], "--from", files[1], "--output", folder).code != 0
     assert run("tune", "softmax", "--from", out.with_suffix(".json"), "--output", folder).code != 0
+
+
+def test_what_is_no_result_file_is_refused_with_advice_that_tune_takes(run, folder, tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+    result = run("tune", "int4_awq_gemm", "--from", path, "--output", folder)
+    assert result.code == 3
+    assert result.err.startswith(f"error: {path}: a result file must be as `baracuda-py bench` writes it")
+    assert "Give --from what `baracuda-py bench` wrote" in result.err
+    assert "--replace" not in result.err, "tune has no such option"
+    assert "--replace" not in run("bench", "--draw", "--output", tmp_path / "other").err, "nothing is measured"
+    assert "--replace" in run("bench", "--device", "host", "--no-plot", "--output", tmp_path / "other").err
+    assert path.read_text() == "{}"
+    assert not folder.exists()
+
+
+def test_a_result_file_of_the_host_is_refused(run, gpu, folder, tmp_path):
+    path = tmp_path / "out.json"
+    options = ("--shape", "128x256", "--m", 1, "--layout", "oc_major", "--samples", 2, "--no-plot")
+    assert run("bench", *options, "--output", path).code == 0
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in record.items() if key not in ("gpu", "capability")}))
+    result = run("tune", "int4_awq_gemm", "--from", path, "--output", folder)
+    assert result.code == 3
+    assert "it must be of a GPU. Measure it with" in result.err
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(run, gpu, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    tried = stop_at(monkeypatch, 0)
+    result = run("tune", "int4_awq_gemm", "--problem", PROBLEM, "--output", tmp_path / "file" / "tables")
+    assert result.code == 3
+    [told] = result.err.splitlines()
+    assert told.startswith(f"error: {tmp_path / 'file' / 'tables'}: a folder to write to must be writable: ")
+    assert "--output" in told
+    assert not tried

@@ -162,7 +162,7 @@ def test_a_packed_layer_that_is_no_linear_of_the_model_is_refused(folder):
 def test_without_transformers_what_to_install_is_said():
     code = "import sys; sys.modules['transformers'] = None; import baracuda_py.interop.transformers"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'transformers>=5'" in done.stderr.splitlines()[-1]
+    assert "pip install 'baracuda-py[transformers]'" in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture
@@ -408,6 +408,19 @@ def test_scales_of_an_activation_are_refused(load, hooked, tmp_path):
     with pytest.raises(CheckpointError, match="a place for every") as refused:
         load(changed(folder, lambda tensors: tensors.update({name: scales})))
     assert (refused.value.tensor, refused.value.rule) == (name, "unexpected")
+
+
+@LOADERS
+def test_a_packed_step_size_that_its_model_does_not_call_is_refused(load, hooked, tmp_path):
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "vocab_size": 96}
+    config = transformers.MambaConfig(**sizes, state_size=16, time_step_rank=32)
+    folder = packed_folder(config, tmp_path, only=["dt_proj", "re:.*in_proj"])
+    with pytest.raises(Unsupported, match="dt_proj of a MambaMixer must not be packed") as refused:
+        load(folder)
+    assert (refused.value.where, refused.value.rule) == ("backbone.layers.0.mixer.dt_proj", "called")
+    whole = packed_folder(config, tmp_path / "whole")
+    with torch.no_grad():
+        assert torch.isfinite(load(whole)(PROMPT).logits).all(), "quantised as it is by default, it runs"
 
 
 AWKWARD = {  # models that touch the weight of a linear, when they are made or when they run

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 
 import attrs
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from baracuda_py.errors import InvalidProblem, Unsupported
-from baracuda_py.vocab.descriptors import descriptor, int_field
+from baracuda_py.vocab.descriptors import descriptor, float_field, int_field
 from baracuda_py.vocab.expr import Expr
-from baracuda_py.vocab.rules import at_least, at_most, between, multiple_of, non_negative, one_of, positive
+from baracuda_py.vocab.rules import at_least, at_most, between, f32_number, multiple_of, non_negative, one_of, positive
 
 
 @descriptor
@@ -43,6 +44,33 @@ def test_rules_hold_when_their_sentence_is_true(p, low, high):
     assert non_negative("shape").holds(p) == all(entry >= 0 for entry in p.shape)
     assert multiple_of("twice", 4).holds(p) == (p.a % 2 == 0)
     assert at_most("a", "twice + 1").holds(p) == (p.a <= 2 * p.a + 1)
+
+
+@descriptor
+class Scaled:
+    """A factor, which is f32 unless `wide` is above 0."""
+
+    factor: float = float_field()
+    wide: int = int_field(default=0)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 1))
+def test_a_number_of_f32_stays_finite_and_does_not_vanish(value, wide):
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.float32(value)
+    kept = bool(np.isfinite(rounded)) and (rounded != 0 or value == 0)
+    assert f32_number("factor").holds(Scaled(value)) == kept
+    assert f32_number("factor", unless="wide").holds(Scaled(value, wide)) == (kept or bool(wide))
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, 1e-46, -1e-46, 3.4028236e38])
+def test_what_f32_cannot_hold_is_said(value):
+    rule = f32_number("factor", unless="wide", why="it is f32")
+    with pytest.raises(Unsupported) as refused:
+        rule.check(Scaled(value), "op")
+    assert (refused.value.rule, refused.value.value) == ("factor in f32", value)
+    assert f"factor = {value!r}" in str(refused.value)
+    assert [*f32_number("factor", unless="nothing").problems(Scaled)], "of an attribute that is not there"
 
 
 @given(problems)

@@ -75,6 +75,40 @@ def test_what_is_no_token_is_refused(token):
         KernelSku.parse(token)
 
 
+GOOD = "gemm.dense.f16.f16.rrr.identity.sm80.cublas.f16-f32-f32-sd"
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "said"),
+    [
+        (0, "gem", "category 'gem' names no OpCategory"), (1, "softmax", "op 'softmax' names no GemmKind"),
+        (2, "f17", "element 'f17' names no ElementKind"), (3, "", "aux_element '' names no ElementKind"),
+        (4, "abc", "layout 'abc' names no LayoutSku"), (5, "relu", "epilogue 'relu' names no EpilogueKind"),
+        (6, "sm_80", "arch 'sm_80' names no ArchSku"), (7, "x", "backend 'x' names no BackendKind"),
+        (8, "f16-f32-f32", "its parts must be 4, not 3"), (8, "any-f32-f32-sd", "guarantee must set every field"),
+        (8, "f16-f32-f99-sd", "partial_sums 'f99' names no ElementKind"), (0, "GEMM", "the canonical form is 'gemm."),
+        (8, "f16-f32-f32-sd.", "the canonical form is"), (8, "f16-f32-f32-sd.A", "variant 'A'"),
+        (8, "f16-f32-f32-sd.a.b", "fields must be 9 or 10, not 11"),
+    ],
+)  # fmt: skip
+def test_a_token_with_one_part_wrong_is_refused_by_that_part(place, text, said):
+    parts = GOOD.split(".")
+    assert KernelSku.parse(GOOD).token == GOOD
+    parts[place] = text
+    token = ".".join(parts)
+    with pytest.raises(ValueError) as refused:
+        KernelSku.parse(token)
+    assert str(refused.value).startswith(f"{token!r} is no SKU token: ")
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("what", [None, 3, b"f16-f32-f32-sd", ArchSku.SM80], ids=repr)
+def test_what_is_no_text_is_no_token(what):
+    for kind in (KernelSku, PrecisionGuarantee):
+        with pytest.raises(TypeError, match="a token must be text, not"):
+            kind.parse(what)
+
+
 def test_every_registered_sku_has_a_token_of_its_own_that_parses_back():
     registered = bp.default_registry().skus()
     assert list(registered) == sorted(registered)
@@ -127,6 +161,23 @@ def test_a_promise_covers_itself_and_the_empty_requirement(promise):
 def test_what_is_no_guarantee_is_refused(token):
     with pytest.raises(ValueError, match=r"token|names no"):
         PrecisionGuarantee.parse(token)
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ("f32", "its parts must be 4, not 1"), ("f32-f32-f32-sx", "'x' is no flag"),
+        ("f99-f32-f32-0", "math_precision 'f99' names no MathPrecision"),
+        ("f32-tf32-f32-0", "accumulator 'tf32' names no ElementKind"),
+        ("f32-f32--0", "partial_sums '' names no ElementKind"), ("f32-f32-f32-ds", "the canonical form is"),
+        ("f32-f32-f32-", "the canonical form is 'f32-f32-f32-0'"), ("ANY-f32-f32-0", "'ANY' names no MathPrecision"),
+    ],
+)  # fmt: skip
+def test_what_is_no_guarantee_is_told_by_the_part_that_is_wrong(token, said):
+    with pytest.raises(ValueError) as refused:
+        PrecisionGuarantee.parse(token)
+    assert str(refused.value).startswith(f"{token!r} is no guarantee token: ")
+    assert said in str(refused.value)
 
 
 def test_a_preference_takes_a_token_for_a_sku_and_refuses_the_wrong_types():

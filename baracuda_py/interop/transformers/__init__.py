@@ -27,12 +27,12 @@ try:
     import transformers
 
     from baracuda_py.interop.transformers.experts import AwqExperts, put_experts
-    from baracuda_py.interop.transformers.linears import check_bias, find_module, untie_packed
+    from baracuda_py.interop.transformers.linears import check_bias, check_called, find_module, untie_packed
     from baracuda_py.interop.transformers.places import ExpertMatrix, Places
 except ImportError:
     raise Unsupported(
         "baracuda_py.interop.transformers", "transformers 5 must be installed", rule="transformers",
-        fix="pip install 'transformers>=5'",
+        fix="pip install 'baracuda-py[transformers]'",
     ) from None  # fmt: skip
 
 __all__ = ["AwqExperts", "load_awq"]
@@ -68,7 +68,8 @@ def load_awq(
             it must be, or lacks one; or a bias that the model has not, and which is not zeros.
         UnsupportedCheckpoint: packed layers that the AWQ GEMM cannot run.
         Unsupported: a packed layer in the place of something that is no `torch.nn.Linear`, nor of an expert in a model
-            whose experts `AwqExperts` computes.
+            whose experts `AwqExperts` computes; or of a linear whose weight the model reads without calling it, as
+            Mamba's `dt_proj`.
     """
     checkpoint = open_checkpoint(path)
     config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
@@ -144,6 +145,8 @@ def _put_layer(
             got="nothing" if found is None else type(found).__name__,
             why="this model has no experts that it could be one of" if ".experts." in name else "",
         )  # fmt: skip
+    parent, _, last = place.rpartition(".")
+    check_called(model.get_submodule(parent), last, name)
     if (found.in_features, found.out_features) != (layer.ic, layer.oc):
         raise layer.invalid(
             "qweight", f"it must be {found.in_features} x {found.out_features}, as the model is", "shape",
@@ -151,7 +154,6 @@ def _put_layer(
         )  # fmt: skip
     check_bias(found, name, layer.file, (lambda: layer.bias) if layer.has_bias else None)
     made = AwqLinear.from_layer(layer, device=device, layout=layout)
-    parent, _, last = place.rpartition(".")
     setattr(model.get_submodule(parent), last, made)
 
 

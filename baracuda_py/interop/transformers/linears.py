@@ -7,10 +7,31 @@ from typing import Any
 
 import torch
 
-from baracuda_py.errors import CheckpointError
+from baracuda_py.errors import CheckpointError, Unsupported
 from baracuda_py.interop.torch import AwqLinear
 
-__all__ = ["check_bias", "find_module", "stand_in_weight", "untie_packed"]
+__all__ = ["check_bias", "check_called", "find_module", "stand_in_weight", "untie_packed"]
+
+# Linears that modules of transformers never call, by the module's class: they multiply by the weight itself. The mixers
+# of Jamba and Falcon Mamba call theirs where the configuration says that the model is quantised.
+_UNCALLED = {"MambaMixer": ("dt_proj",)}
+
+
+def check_called(parent: Any, last: str, name: str) -> None:
+    """Raise Unsupported if a packed layer would be the linear `last` of a module that does without calling it.
+
+    Args:
+        parent: the module that has the linear.
+        last: the linear's own name.
+        name: of the packed layer.
+    """
+    kind = next((one.__name__ for one in type(parent).__mro__ if last in _UNCALLED.get(one.__name__, ())), None)
+    if kind is not None:
+        raise Unsupported(
+            name, f"{last} of a {kind} must not be packed", rule="called",
+            why=f"{kind} multiplies by its weight without calling it, and a packed layer has none",
+            fix=f"Quantise the model anew, and leave {last} as it is",
+        )  # fmt: skip
 
 
 def check_bias(found: Any, name: str, file: object, read: Callable[[], Any] | None) -> None:

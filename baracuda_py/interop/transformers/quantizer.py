@@ -16,7 +16,13 @@ from baracuda_py.checkpoints.headers import TensorHeader, read_header
 from baracuda_py.errors import CheckpointError, Unsupported
 from baracuda_py.interop.torch import AwqLinear
 from baracuda_py.interop.transformers.experts import put_experts
-from baracuda_py.interop.transformers.linears import check_bias, find_module, stand_in_weight, untie_packed
+from baracuda_py.interop.transformers.linears import (
+    check_bias,
+    check_called,
+    find_module,
+    stand_in_weight,
+    untie_packed,
+)
 from baracuda_py.interop.transformers.places import Places
 
 __all__ = ["BaracudaAwqQuantizer", "use_for_awq"]
@@ -128,6 +134,8 @@ def _replace(model: Any, name: str, place: str, headers: dict[str, TensorHeader]
             name, "a packed layer must be a torch.nn.Linear in the model", rule="linear",
             got="nothing" if found is None else type(found).__name__,
         )  # fmt: skip
+    parent, _, last = place.rpartition(".")
+    check_called(model.get_submodule(parent), last, name)
     if missing := {"qzeros", "scales"} - headers.keys():
         header = headers["qweight"]
         raise CheckpointError(header.file, f"there must be {missing.pop()} too", tensor=header.name, rule="parts")
@@ -151,5 +159,4 @@ def _replace(model: Any, name: str, place: str, headers: dict[str, TensorHeader]
                 got=str(header),
             )  # fmt: skip
     stand_in_weight(made, found.weight)
-    parent, _, last = place.rpartition(".")
     setattr(model.get_submodule(parent), last, made.eval())

@@ -33,7 +33,7 @@ from baracuda_py.vocab.enums import (
     MathPrecision,
     OpCategory,
 )
-from baracuda_py.vocab.rules import Rule, at_least, at_most, non_negative, one_of
+from baracuda_py.vocab.rules import Rule, at_least, at_most, f32_number, non_negative, one_of
 from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
 
 __all__ = ["OP", "DenseGemmArgs", "DenseGemmDescriptor", "GeluForm"]
@@ -59,7 +59,8 @@ class DenseGemmDescriptor:
         layout: RRR, RCR or CRR: which operands are stored transposed.
         element: of a, b, bias and output: F16, BF16, F32 (IEEE, never TF32) or F64.
         epilogue: what is fused behind the product; all but IDENTITY add a bias along n.
-        alpha: factor of the product.
+        alpha: factor of the product. Of f32, as beta is, unless elements are F64: one that f32 rounds to infinity or to
+            0 is refused (torch refuses the former, and takes the latter for 0).
         beta: factor of the output's previous content; with 0 that content is not read.
         gelu: what BIAS_GELU computes; None: EXACT for F32 and F64, either form for F16 and BF16.
     """
@@ -94,6 +95,11 @@ class DenseGemmDescriptor:
     def b_transposed(self) -> bool:
         """Whether b is stored (n, k)."""
         return self.layout is LayoutSku.RCR
+
+    @property
+    def is_f64(self) -> bool:
+        """Whether the product is computed in f64; else in f32."""
+        return self.element is ElementKind.F64
 
     @property
     def a_shape(self) -> tuple[int, ...]:
@@ -139,6 +145,7 @@ class DenseGemmArgs:
     bias: Any = tensor("element", ("n",), needed="has_bias", doc="(n,), for all matrices; not with IDENTITY")
 
 
+_F32_FACTORS = "products of elements other than f64 are scaled in f32"
 RULES = (
     non_negative("m"),
     non_negative("n"),
@@ -147,6 +154,8 @@ RULES = (
     one_of("layout", tuple(LayoutSku)),
     one_of("element", _ELEMENTS),
     one_of("epilogue", tuple(EpilogueKind)),
+    f32_number("alpha", unless="is_f64", why=_F32_FACTORS),
+    f32_number("beta", unless="is_f64", why=_F32_FACTORS),
 )
 
 

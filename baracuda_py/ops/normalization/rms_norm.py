@@ -27,7 +27,7 @@ from baracuda_py.vocab.enums import (
     NormalizationKind,
     OpCategory,
 )
-from baracuda_py.vocab.rules import at_most, non_negative, one_of, positive
+from baracuda_py.vocab.rules import at_most, f32_number, non_negative, one_of, positive
 from baracuda_py.vocab.sku import KernelSku, PrecisionGuarantee
 
 __all__ = ["OP", "RmsNormArgs", "RmsNormDescriptor"]
@@ -42,7 +42,8 @@ class RmsNormDescriptor:
     Attributes:
         rows: 0 is valid and launches nothing. Tokens, or tokens times heads where each head is normalised.
         columns: elements of a row, at least 1.
-        eps: added to the mean square, 0 to 1; with 0 a row of zeros comes out as NaN.
+        eps: added to the mean square, 0 to 1, in f32; with 0 a row of zeros comes out as NaN. One that f32 rounds to 0
+            is refused.
         element: of input, weight and output: F16, BF16 or F32.
         has_weight: whether each column is multiplied by a weight.
     """
@@ -74,6 +75,7 @@ RULES = (
     positive("columns"),
     non_negative("eps"),
     at_most("eps", 1, error=Unsupported, why="eps keeps a row of zeros finite, beside a mean square of about 1"),
+    f32_number("eps", why="it is added in f32, where it would be 0", fix="Pass 0, or 1.5e-45 or more"),
     one_of("element", _ELEMENTS),
 )
 

@@ -48,7 +48,8 @@ class PreparedAwqGemm:
     weight_packed: (oc, ic / 8), int32.   scales: (groups, oc), any float type.   zeros: (groups, oc / 8), int32.
     All are read now and may change or go away afterwards.
     half: whether activations will be f16, which onnxruntime converts faster than NumPy does.
-    threads: of the session's pool; 0 is onnxruntime's choice, one per core.
+    threads: of the session's pool; 0 is onnxruntime's choice, one per core, but no more than the cores that this
+        process may run on. Every weight has such a pool: one for all would be other sessions' of the process, too.
     """
 
     def __init__(
@@ -65,6 +66,10 @@ class PreparedAwqGemm:
 
         model, constants = matmul_nbits(weight_packed, scales, zeros, group_size=group_size, half=half)
         options = onnxruntime.SessionOptions()
+        cores = os.cpu_count() or 1
+        # onnxruntime counts the machine's cores, and a container or `taskset` may have left this process a few of them.
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+        threads = threads or (usable if usable < cores else 0)
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = False  # an arena would keep a second copy's worth of memory from packing
         options.log_severity_level = 3
@@ -74,8 +79,7 @@ class PreparedAwqGemm:
         options.add_external_initializers(list(constants), values)
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._half = half
-        pool = threads or os.cpu_count() or 1
-        self.nbytes = sum(value.nbytes for value in constants.values()) + pool * _THREAD_NBYTES
+        self.nbytes = sum(value.nbytes for value in constants.values()) + (threads or cores) * _THREAD_NBYTES
 
     @np.errstate(over="ignore", under="ignore", invalid="ignore")  # beyond a type's range inf and 0, as on a GPU
     def __call__(

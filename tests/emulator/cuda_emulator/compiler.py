@@ -49,7 +49,7 @@ EMULATED_ARCHITECTURES = ("sm80", "sm90a")
 _KEEP_S = 7 * 24 * 3600
 
 _COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", f"-I{SHIM}")
-_CORE_FLAGS = (*_COMMON, "-O3", "-fvisibility=default")
+_CORE_FLAGS = (*_COMMON, "-O3", "-fvisibility=default", "-fno-semantic-interposition", "-flto=auto")
 _KERNEL_FLAGS = (
     *_COMMON,
     "-O1",

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <numeric>
 #include <vector>
 
 #include "emulator.h"
@@ -19,41 +20,49 @@ constexpr int kWarps = kMaxThreads / kWarpLanes;
 // Places of a Clock: a warp's steps each, whether the launch before has ended, whether all blocks of the cluster have
 // begun, and an mbarrier's phases each.
 constexpr std::size_t kLaunchBefore = kWarps, kClusterBegun = kWarps + 1, kMbarriers = kWarps + 2;
+constexpr std::size_t kPlaces = kMbarriers + kMaxMbarriers;
 
+// One for each byte of shared memory: most of the emulator's time goes into reading and writing them.
 struct Byte {
-  std::uint64_t written = 0;  // the interval between barriers of the last write, and of the last read
-  std::uint64_t read = 0;
+  Count written = 0;  // the interval between barriers of the last write, and of the last read
+  Count read = 0;
   // The interval between barriers of its warp of the last write, or the phases of the mbarrier with which a bulk copy
   // had landed, and the interval of the last read.
-  std::uint64_t write_step = 0;
-  std::uint64_t read_step = 0;
-  int writer = kNobody;
-  int reader = kNobody;       // in interval `read`, or kSeveral
-  int reading_warp = kNobody;  // of those, or kSeveral
-  int copier = kNobody;       // whose copy is in flight to it
-  std::uint32_t warps = 0;    // that read it in interval `read`, a bit each
-  std::uint32_t fences = 0;   // that there had been at the last write
+  Count write_step = 0;
+  Count read_step = 0;
+  std::uint32_t warps = 0;  // that read it in interval `read`, a bit each
+  Count fences = 0;         // that there had been at the last write
+  std::int16_t writer = kNobody;
+  std::int16_t reader = kNobody;        // in interval `read`, or kSeveral
+  std::int16_t reading_warp = kNobody;  // of those, or kSeveral
+  std::int16_t copier = kNobody;        // whose copy is in flight to it
 };
+static_assert(sizeof(Byte) == 32, "two of a cache line");
+static_assert(kMaxThreads + kMaxMbarriers < 1 << 15, "what a Byte's writer names");
 
 struct Region {
   char* begin = nullptr;
-  std::vector<Byte> bytes;
+  std::size_t nbytes = 0;
+  std::vector<Byte> bytes;  // `nbytes` at least; kept from launch to launch
   const char* name = "dynamic";
-  // (bytes, kWarps) at least: of the last read of each warp, where `warps` says so; kept from launch to launch.
-  std::vector<std::uint32_t> read_steps;
+  // For each four bytes, each warp's last reads of them, where `warps` says so; kept too.
+  std::vector<Count> read_steps;
 };
 
 Region regions[kMaxBlocks + 1];  // the dynamic memory of each block of the cluster, and static memory
 constexpr int kStatic = kMaxBlocks;
-// Counted on from block to block, so that no byte need be reset. In a cluster of several blocks `interval` stays: there a
-// block's barrier says nothing of what others did, and only what threads know counts.
-std::uint64_t interval, block_begin;
-std::uint64_t steps[kWarps];    // of each warp, the intervals between its barriers; counted on too
-std::uint64_t ordered[kWarps];  // steps below are over for all its lanes; less than `steps` from an arrival to its wait
+const char *watched_begin, *watched_end;  // all regions lie between
+// Counted on from block to block and from launch to launch, so that no byte need be reset. In a cluster of several blocks
+// `interval` stays: there a block's barrier says nothing of what others did, and only what threads know counts.
+Count interval, block_begin;
+Count steps[kWarps];    // of each warp, the intervals between its barriers; counted on too
+Count ordered[kWarps];  // steps below are over for all its lanes; less than `steps` from an arrival to its wait
+constexpr Count kManySteps = 1u << 31;  // so many that the next launch resets them; none makes as many
+bool launch_runs;                       // or has failed, and may have left copies in flight
 int block_count, block_threads;
-std::uint32_t fences, last_fence[kMaxThreads];  // of all threads, and the number of each one's last
-std::uint64_t arrival_steps[kWarps];             // what `ordered` becomes with the wait
-std::uint64_t remote_steps[kMaxBlocks][kWarps];  // how far warps must be known to be before the block may end
+Count fences, last_fence[kMaxThreads];   // of all threads, and the number of each one's last
+Count arrival_steps[kWarps];             // what `ordered` becomes with the wait
+Count remote_steps[kMaxBlocks][kWarps];  // how far warps must be known to be before the block may end
 
 struct Unfinished {
   const char* begin;
@@ -61,41 +70,53 @@ struct Unfinished {
 };
 std::vector<Unfinished> unfinished;
 
-// What each thread knows of warps and mbarriers. Most kernels have neither mbarriers nor partial barriers, and are
-// spared the bookkeeping: then it is empty.
-std::vector<Clock> known;
+// What each thread knows of warps and mbarriers, of whose places so many are used. Most kernels have neither mbarriers
+// nor partial barriers, and are spared the bookkeeping: then it is all 0.
+Count known[kMaxThreads][kPlaces];
+bool keeps_known;
+std::size_t used_places = kMbarriers;
 
-void join(Clock& clock, const Clock& other) {
-  if (clock.size() < other.size()) clock.resize(other.size());
-  for (std::size_t i = 0; i < other.size(); ++i) clock[i] = clock[i] > other[i] ? clock[i] : other[i];
+template <typename To, typename From>
+void join(To& clock, const From& other, std::size_t places) {
+  for (std::size_t i = 0; i < places; ++i) clock[i] = clock[i] > other[i] ? clock[i] : other[i];
 }
-Clock& known_to(int thread) {
-  if (known.empty()) known.assign(kMaxThreads, Clock(kWarps));
-  return known[static_cast<std::size_t>(thread)];
+void pass_on(int thread, Clock& clock) {
+  keeps_known = true;
+  if (clock.size() < used_places) clock.resize(used_places);
+  join(clock, known[thread], used_places);
+}
+void get_to_know(int thread, const Clock& clock) {
+  keeps_known = true;
+  join(known[thread], clock, clock.size());  // no more than used_places
+}
+// Of the threads first, first + 1, ...
+void share(int first, int count) {
+  Count all[kPlaces];
+  std::copy_n(known[first], used_places, all);
+  for (int i = 1; i < count; ++i) join(all, known[first + i], used_places);
+  for (int i = 0; i < count; ++i) std::copy_n(all, used_places, known[first + i]);
 }
 void share(const std::vector<int>& threads) {
-  Clock all;
-  for (const int thread : threads) join(all, known_to(thread));
-  for (const int thread : threads) known_to(thread) = all;
+  Count all[kPlaces];
+  std::fill_n(all, used_places, 0);
+  for (const int thread : threads) join(all, known[thread], used_places);
+  for (const int thread : threads) std::copy_n(all, used_places, known[thread]);
 }
-std::vector<int> threads_between(int begin, int end) {
-  std::vector<int> threads;
-  for (int thread = begin; thread < end; ++thread) threads.push_back(thread);
-  return threads;
+void forget_known() {
+  const int threads = (block_count * block_threads + kWarpLanes - 1) / kWarpLanes * kWarpLanes;
+  for (int i = 0; keeps_known && i < threads; ++i) std::fill_n(known[i], used_places, 0);
+  keeps_known = false;
+  used_places = kMbarriers;
 }
 
-std::vector<int> threads_of(int block) { return threads_between(block * block_threads, (block + 1) * block_threads); }
-
-void learn(int thread, std::size_t what, std::uint64_t value) {
-  Clock& clock = known_to(thread);
-  if (clock.size() <= what) clock.resize(what + 1);
-  clock[what] = value;
+void learn(int thread, std::size_t what, Count value) {
+  keeps_known = true;
+  used_places = std::max(used_places, what + 1);
+  known[thread][what] = value;
 }
-bool knows(int thread, std::size_t what, std::uint64_t least) {
-  return !known.empty() && known_to(thread).size() > what && known_to(thread)[what] >= least;
-}
+bool knows(int thread, std::size_t what, Count least) { return keeps_known && known[thread][what] >= least; }
 // Whether a barrier lies between what `warp` did in `step`, and what the thread does now.
-bool after_step(int thread, int warp, std::uint64_t step) {
+bool after_step(int thread, int warp, Count step) {
   if (thread / kWarpLanes == warp) return step < ordered[warp];
   return knows(thread, static_cast<std::size_t>(warp), step + 1);
 }
@@ -111,10 +132,11 @@ bool after_write(int thread, const Byte& byte) {
 
 // Runs `check` on each byte of the access that is shared memory.
 template <typename Check>
-void each_byte(const void* address, std::size_t nbytes, Check check) {
+inline void each_byte(const void* address, std::size_t nbytes, Check check) {
   const char* const begin = static_cast<const char*>(address);
+  if (begin + nbytes <= watched_begin || begin >= watched_end) return;
   for (Region& region : regions) {
-    const char* const end = region.begin + region.bytes.size();
+    const char* const end = region.begin + region.nbytes;
     if (begin + nbytes <= region.begin || begin >= end) continue;
     const char* at = begin < region.begin ? region.begin : begin;
     const char* const last = begin + nbytes < end ? begin + nbytes : end;
@@ -138,13 +160,19 @@ void check_landed(const Region& region, const char* address, const Byte& byte, i
   }
 }
 
+std::size_t read_step_index(const Region& region, const char* address, int warp) {
+  const auto offset = static_cast<std::size_t>(address - region.begin);
+  return (offset / 4 * kWarps + static_cast<std::size_t>(warp)) * 4 + offset % 4;
+}
+
+void make_read_steps(Region& region) { region.read_steps.resize((region.bytes.size() + 3) / 4 * 4 * kWarps); }
+
 // A warp whose read of the byte no barrier parts from what the thread does now; kNobody when there is none. One warp at a
 // time: how far others have come says nothing of it.
 int warp_that_reads(const Region& region, const char* address, const Byte& byte, int thread) {
-  const std::uint32_t* read_steps = &region.read_steps[static_cast<std::size_t>(address - region.begin) * kWarps];
   for (std::uint32_t left = byte.warps; left != 0; left &= left - 1) {
     const int warp = __builtin_ctz(left);
-    if (!after_step(thread, warp, read_steps[warp])) return warp;
+    if (!after_step(thread, warp, region.read_steps[read_step_index(region, address, warp)])) return warp;
   }
   return kNobody;
 }
@@ -161,7 +189,7 @@ void check_write(const Region& region, const char* address, const Byte& byte, in
     report(region, address, "a write to bytes that thread %d wrote since the last barrier", byte.writer);
   }
   if (byte.read == interval && byte.reader == thread) return;
-  if (!known.empty() && byte.read == interval) return check_reads_of_warps(region, address, byte, thread);
+  if (keeps_known && byte.read == interval) return check_reads_of_warps(region, address, byte, thread);
   if (byte.reading_warp >= 0 && after_step(thread, byte.reading_warp, byte.read_step)) return;
   if (byte.read == interval && byte.reader == kSeveral) {
     report(region, address, "a write to bytes that other threads read since the last barrier%.0d", 0);
@@ -177,25 +205,51 @@ void check_written(const Region& region, const char* address, const Byte& byte, 
   }
 }
 
-void check_own(const Region& region, const char* address, int thread) {
-  if (block_count == 1 || &region == &regions[thread / block_threads]) return;
+// The memory of the thread's block; null where there is one block.
+const Region* own_region(int thread) { return block_count == 1 ? nullptr : &regions[thread / block_threads]; }
+
+void check_own(const Region& region, const char* address, const Region* own) {
+  if (own == nullptr || &region == own) return;
   report(region, address, "an access to the memory of block %d of the cluster", static_cast<int>(&region - regions));
 }
 
 void write(const Region& region, const char* address, Byte& byte, int thread) {
   check_write(region, address, byte, thread);
   byte.written = interval;
-  byte.writer = thread;
+  byte.writer = static_cast<std::int16_t>(thread);
   byte.write_step = steps[thread / kWarpLanes];
   byte.fences = fences;
 }
 
 void watch(Region& region, char* begin, std::size_t nbytes) {
   region.begin = begin;
-  region.bytes.assign(nbytes, {});
+  region.nbytes = nbytes;
+  if (region.bytes.size() < nbytes) region.bytes.resize(nbytes);
+  if (nbytes == 0) return;
+  watched_begin = watched_begin == nullptr ? begin : std::min<const char*>(watched_begin, begin);
+  watched_end = std::max<const char*>(watched_end, begin + nbytes);
+}
+
+std::vector<int> threads_of(int block) {
+  std::vector<int> threads(static_cast<std::size_t>(block_threads));
+  std::iota(threads.begin(), threads.end(), block * block_threads);
+  return threads;
 }
 
 }  // namespace
+
+void begin_launch() {
+  const Count most = std::max({interval, fences, *std::max_element(steps, steps + kWarps)});
+  if (launch_runs || most >= kManySteps) {
+    for (Region& region : regions) std::fill(region.bytes.begin(), region.bytes.end(), Byte{});
+    interval = fences = 0;
+    for (Count* counts : {steps, ordered, arrival_steps}) std::fill_n(counts, kWarps, 0);
+    std::fill_n(last_fence, kMaxThreads, 0);
+  }
+  launch_runs = true;
+  watched_begin = watched_end = nullptr;
+}
+void end_launch() { launch_runs = false; }
 
 void watch_dynamic(int block, char* begin, std::size_t nbytes) { watch(regions[block], begin, nbytes); }
 void watch_static(char* begin, std::size_t nbytes) {
@@ -207,41 +261,45 @@ void watch_unfinished(const char* begin, std::size_t nbytes) { unfinished.push_b
 void forget_unfinished() { unfinished.clear(); }
 
 void begin_cluster(int blocks, int threads) {
+  forget_known();
   block_count = blocks;
   block_threads = threads;
   block_begin = ++interval;
-  known.clear();
-  if (blocks > 1) known_to(0);
+  keeps_known = blocks > 1;
   for (auto& of_block : remote_steps) std::fill_n(of_block, kWarps, 0);
 }
 void pass_barrier(int block) {
   if (block_count > 1) return pass_partial_barrier(threads_of(block));
   ++interval;
-  if (!known.empty()) share(threads_between(0, kMaxThreads));
+  if (keeps_known) share(0, block_threads);
 }
 void pass_warp_barrier(int warp) {
   ordered[warp] = ++steps[warp];
-  if (!known.empty()) share(threads_between(warp * kWarpLanes, (warp + 1) * kWarpLanes));
+  if (keeps_known) share(warp * kWarpLanes, kWarpLanes);
 }
 
 void note_release(int thread, Clock& clock) {
-  join(clock, known_to(thread));
+  pass_on(thread, clock);
   const int warp = thread / kWarpLanes;
   clock[static_cast<std::size_t>(warp)] = ordered[warp];
 }
-void note_merge(Clock& clock, const Clock& other) { join(clock, other); }
-void note_acquire(int thread, const Clock& clock) { join(known_to(thread), clock); }
-void note_phase_seen(int thread, int mbarrier, std::uint64_t phases) {
+void note_merge(Clock& clock, const Clock& other) {
+  if (clock.size() < other.size()) clock.resize(other.size());
+  join(clock, other, other.size());
+}
+void note_acquire(int thread, const Clock& clock) { get_to_know(thread, clock); }
+void note_phase_seen(int thread, int mbarrier, Count phases) {
   learn(thread, kMbarriers + static_cast<std::size_t>(mbarrier), phases);
 }
 void note_launch_before_ended(int thread) { learn(thread, kLaunchBefore, 1); }
 void pass_partial_barrier(const std::vector<int>& threads) {
+  keeps_known = true;
   for (const int thread : threads) {
     const int warp = thread / kWarpLanes;
     if (thread % kWarpLanes == 0) ordered[warp] = ++steps[warp];  // whole warps come
   }
   for (const int thread : threads) {
-    known_to(thread)[static_cast<std::size_t>(thread / kWarpLanes)] = steps[thread / kWarpLanes];
+    known[thread][thread / kWarpLanes] = steps[thread / kWarpLanes];
   }
   share(threads);
 }
@@ -250,11 +308,11 @@ void note_cluster_arrival(int warp, bool releases, Clock& clock) {
   arrival_steps[warp] = ordered[warp];
   if (!releases) return;
   arrival_steps[warp] = ++steps[warp];
-  for (int lane = 0; lane < kWarpLanes; ++lane) join(clock, known_to(warp * kWarpLanes + lane));
+  for (int lane = 0; lane < kWarpLanes; ++lane) pass_on(warp * kWarpLanes + lane, clock);
   clock[static_cast<std::size_t>(warp)] = steps[warp];
 }
 void note_cluster_wait(int thread, const Clock& clock) {
-  std::uint64_t& lanes = ordered[thread / kWarpLanes];
+  Count& lanes = ordered[thread / kWarpLanes];
   lanes = std::max(lanes, arrival_steps[thread / kWarpLanes]);
   note_acquire(thread, clock);
   learn(thread, kClusterBegun, 1);
@@ -263,7 +321,7 @@ bool cluster_has_begun(int thread) { return knows(thread, kClusterBegun, 1); }
 
 int warp_whose_writes_are_unseen(int block) {
   for (int warp = 0; warp < kWarps; ++warp) {
-    const std::uint64_t least = remote_steps[block][warp];
+    const Count least = remote_steps[block][warp];
     const auto seen = [&](int thread) { return knows(thread, static_cast<std::size_t>(warp), least); };
     const std::vector<int> readers = threads_of(block);
     if (least != 0 && std::none_of(readers.begin(), readers.end(), seen)) return warp;
@@ -281,24 +339,24 @@ void note_global(int thread, const void* address, std::size_t nbytes) {
 
 void note_read(int thread, const void* address, std::size_t nbytes) {
   note_global(thread, address, nbytes);
+  const int warp = thread / kWarpLanes;
+  const Region* const own = own_region(thread);
   each_byte(address, nbytes, [&](Region& region, const char* at, Byte& byte) {
-    check_own(region, at, thread);
+    check_own(region, at, own);
     check_no_copy(region, at, byte);
     check_landed(region, at, byte, thread);
     if (byte.written < block_begin) report(region, at, "a read of bytes that the block has not written%.0d", 0);
     check_written(region, at, byte, thread);
-    const int warp = thread / kWarpLanes;
     bool alone = byte.read != interval;  // all earlier reads lie before this one: what is after it is after them
-    if (!known.empty()) {
-      if (region.read_steps.size() < region.bytes.size() * kWarps) region.read_steps.resize(region.bytes.size() * kWarps);
+    if (keeps_known) {
+      if (region.read_steps.size() < region.bytes.size() * kWarps) make_read_steps(region);
       alone = alone || (byte.reader != thread && warp_that_reads(region, at, byte, thread) == kNobody);
       if (alone) byte.warps = 0;
       byte.warps |= 1u << warp;
-      region.read_steps[static_cast<std::size_t>(at - region.begin) * kWarps + static_cast<std::size_t>(warp)] =
-          static_cast<std::uint32_t>(steps[warp]);
+      region.read_steps[read_step_index(region, at, warp)] = steps[warp];
     }
-    byte.reader = alone || byte.reader == thread ? thread : kSeveral;
-    byte.reading_warp = alone || byte.reading_warp == warp ? warp : kSeveral;
+    byte.reader = static_cast<std::int16_t>(alone || byte.reader == thread ? thread : kSeveral);
+    byte.reading_warp = static_cast<std::int16_t>(alone || byte.reading_warp == warp ? warp : kSeveral);
     byte.read = interval;
     byte.read_step = steps[warp];
   });
@@ -314,8 +372,9 @@ bool holds_something(const void* address, std::size_t nbytes) {
 
 void note_write(int thread, const void* address, std::size_t nbytes) {
   note_global(thread, address, nbytes);
+  const Region* const own = own_region(thread);
   each_byte(address, nbytes, [&](const Region& region, const char* at, Byte& byte) {
-    check_own(region, at, thread);
+    check_own(region, at, own);
     write(region, at, byte, thread);
   });
 }
@@ -328,7 +387,7 @@ void note_remote_write(int thread, int block, const void* address, std::size_t n
 void note_copy_issued(int thread, const void* address, std::size_t nbytes) {
   each_byte(address, nbytes, [&](const Region& region, const char* at, Byte& byte) {
     check_write(region, at, byte, thread);
-    byte.copier = thread;
+    byte.copier = static_cast<std::int16_t>(thread);
   });
 }
 
@@ -349,16 +408,16 @@ void note_copy_landed(int thread, const void* address, std::size_t nbytes) {
     byte.copier = kNobody;
     byte.fences = fences;
     byte.written = interval;
-    byte.writer = thread;
+    byte.writer = static_cast<std::int16_t>(thread);
     byte.write_step = steps[thread / kWarpLanes];
   });
 }
 
-void note_bulk_copy_landed(const void* address, std::size_t nbytes, int mbarrier, std::uint64_t phases) {
+void note_bulk_copy_landed(const void* address, std::size_t nbytes, int mbarrier, Count phases) {
   each_byte(address, nbytes, [&](const Region&, const char*, Byte& byte) {
     byte.copier = kNobody;
     byte.written = interval;
-    byte.writer = kBulkCopy - mbarrier;
+    byte.writer = static_cast<std::int16_t>(kBulkCopy - mbarrier);
     byte.write_step = phases;
   });
 }

@@ -24,6 +24,14 @@
 
 namespace emulator {
 
+constexpr int kMaxMbarriers = 1024;  // of a cluster
+
+// Intervals between barriers, phases of mbarriers, fences.
+using Count = std::uint32_t;
+
+void begin_launch();
+void end_launch();  // of one that did not fail
+
 // The dynamic shared memory of a block of the cluster; static shared memory, which kernels with clusters have none of.
 void watch_dynamic(int block, char* begin, std::size_t nbytes);
 void watch_static(char* begin, std::size_t nbytes);
@@ -34,11 +42,11 @@ void pass_barrier(int block);
 void pass_warp_barrier(int warp);
 
 // What is known of each warp, as the number of its steps that are over, and of each mbarrier, as phases that have ended.
-using Clock = std::vector<std::uint64_t>;
+using Clock = std::vector<Count>;
 void note_release(int thread, Clock& clock);        // adds what the thread passes on
 void note_acquire(int thread, const Clock& clock);  // adds to what it knows
 void note_merge(Clock& clock, const Clock& other);
-void note_phase_seen(int thread, int mbarrier, std::uint64_t phases);
+void note_phase_seen(int thread, int mbarrier, Count phases);
 void pass_partial_barrier(const std::vector<int>& threads);
 
 // The cluster's barrier. An arrival that does not release passes on nothing, but that its block has begun.
@@ -56,7 +64,7 @@ void note_copy_issued(int thread, const void* address, std::size_t nbytes);
 void note_bulk_copy_issued(int thread, const void* address, std::size_t nbytes);
 void note_fence(int thread);  // before bulk copies
 void note_copy_landed(int thread, const void* address, std::size_t nbytes);
-void note_bulk_copy_landed(const void* address, std::size_t nbytes, int mbarrier, std::uint64_t phases);
+void note_bulk_copy_landed(const void* address, std::size_t nbytes, int mbarrier, Count phases);
 void note_global(int thread, const void* address, std::size_t nbytes);  // of a copy
 void note_launch_before_ended(int thread);
 void note_mbarrier_used(int thread, const void* address);  // it must have been initialised before

@@ -120,10 +120,8 @@ bool failed() { return report->message[0] != 0; }
 
 // Makes threadIdx and blockIdx those of a thread.
 void be(int index) {
-  const int block = threads[index].block;
-  const unsigned linear = static_cast<unsigned>(index - block * block_threads);
-  threadIdx = {linear % blockDim.x, linear / blockDim.x % blockDim.y, linear / (blockDim.x * blockDim.y)};
-  blockIdx = blocks[block].index;
+  threadIdx = threads[index].place;
+  blockIdx = blocks[threads[index].block].index;
 }
 
 void run_kernel() {
@@ -136,7 +134,10 @@ void run_kernel() {
 
 void prepare(int index) {
   Thread& thread = threads[index];
+  thread.index = index;
   thread.block = index / block_threads;
+  const unsigned linear = static_cast<unsigned>(index - thread.block * block_threads);
+  thread.place = {linear % blockDim.x, linear / blockDim.x % blockDim.y, linear / (blockDim.x * blockDim.y)};
   thread.state = State::kReady;
   thread.copies.clear();
   thread.ends.clear();
@@ -315,7 +316,7 @@ void fail(const char* format, ...) {
 }
 
 Thread& running_lane(int lane) { return threads[running_thread_of_lane(lane)]; }
-int running_thread() { return static_cast<int>(running - threads); }
+int running_thread() { return running->index; }
 int running_thread_of_lane(int lane) { return running_thread() / kWarpLanes * kWarpLanes + lane; }
 
 void suspend(State state) {
@@ -426,6 +427,7 @@ extern "C" void emulator_launch(const Launch* wanted, Report* result) {
   thread_count = launch->cluster * block_threads;
   if (stacks == nullptr) stacks = map_guarded(kMaxThreads * kStackPeriod, kStackPeriod);
   blockIdx = {0, 0, 0};
+  begin_launch();
   if (stacks == nullptr || !place_shared()) return record({0, 0, 0}, "no memory for stacks or shared memory");
   if (const char* why = refusal()) return record({0, 0, 0}, "%s", why);
 
@@ -443,8 +445,9 @@ extern "C" void emulator_launch(const Launch* wanted, Report* result) {
     run_cluster({static_cast<unsigned>(cluster % clusters_x * wide),
                  static_cast<unsigned>(cluster / clusters_x % gridDim.y),
                  static_cast<unsigned>(cluster / clusters_x / gridDim.y)});
-    if (failed()) break;
+    if (failed()) return;
   }
+  end_launch();
 }
 
 }  // namespace emulator

@@ -50,7 +50,8 @@ enum class State { kReady, kAtBarrier, kAtClusterBarrier, kAtPartialBarrier, kAt
 struct Thread {
   void* stack_pointer;
   State state;
-  int block;                      // in its cluster
+  int index, block;               // in its cluster
+  Extent place;                   // in its block
   std::vector<Copy> copies;       // in flight, oldest first; a group's end is an index into them
   std::vector<std::size_t> ends;  // of the committed groups
   int mbarrier;                   // the index of the one that it waits at

@@ -21,7 +21,7 @@ struct Mbarrier {
   int block;
   unsigned address, arrivals, pending;
   long long nbytes;      // announced, and not landed
-  std::uint64_t phases;  // that have ended
+  Count phases;          // that have ended
   int initialiser;
   bool fenced;
   Clock gathered, released;  // what those who arrive pass on: in this phase, and up to the last
@@ -118,6 +118,7 @@ void init_mbarrier(unsigned address, unsigned arrivals) {
   for (const Mbarrier& one : mbarriers) {
     if (one.address == address && one.block == running->block) fail("an mbarrier is initialised again");
   }
+  if (mbarriers.size() == kMaxMbarriers) fail("more than %d mbarriers are not emulated", kMaxMbarriers);
   note_write(running_thread(), bytes, kMbarrierBytes);
   mbarriers.push_back({running->block, address, arrivals, arrivals, 0, 0, running_thread(), false, {}, {}, {}});
 }

@@ -7,27 +7,40 @@
 
 namespace emulator {
 
+constexpr double power_of_2(int exponent) { return exponent == 0 ? 1.0 : 2.0 * power_of_2(exponent - 1); }
+
 template <int kExponentBits, int kMantissaBits>
 struct Format {
   static constexpr int kLowestExponent = 2 - (1 << (kExponentBits - 1));
   static constexpr unsigned kInfinity = ((1u << kExponentBits) - 1) << kMantissaBits;
   static constexpr unsigned short kNan = 0x7fff;  // what conversions make of every NaN
+  static constexpr int kDropped = 52 - kMantissaBits;                 // bits of an f64's significand
+  static constexpr unsigned kRebias = 1023 - (1 - kLowestExponent);  // of an exponent, from f64's
+  static constexpr double kLowestNormal = 1.0 / power_of_2(-kLowestExponent);
+  static constexpr double kBeyond = power_of_2(1 - kLowestExponent + 1);
 
   static double value(unsigned short bits) {
     const unsigned magnitude = bits & 0x7fffu;
-    const int exponent = static_cast<int>(magnitude >> kMantissaBits);
-    const int fraction = static_cast<int>(magnitude & ((1u << kMantissaBits) - 1));
     const double sign = bits >> 15 ? -1.0 : 1.0;
     if (magnitude >= kInfinity) return magnitude == kInfinity ? sign * HUGE_VAL : std::nan("");
-    const int significand = exponent == 0 ? fraction : fraction + (1 << kMantissaBits);
-    const int scale = (exponent == 0 ? kLowestExponent : kLowestExponent + exponent - 1) - kMantissaBits;
-    return sign * std::ldexp(significand, scale);
+    if (magnitude < 1u << kMantissaBits) return sign * magnitude * (kLowestNormal / (1 << kMantissaBits));
+    const std::uint64_t wide = (magnitude + (std::uint64_t{kRebias} << kMantissaBits)) << kDropped;
+    double found;
+    std::memcpy(&found, &wide, sizeof found);
+    return sign * found;
   }
 
   static unsigned short bits(double value) {
     if (std::isnan(value)) return kNan;
     const unsigned sign = std::signbit(value) ? 0x8000u : 0u;
     const double magnitude = std::fabs(value);
+    if (magnitude >= kLowestNormal && magnitude < kBeyond) {  // nearly all: the same as below, in integers
+      std::uint64_t wide;
+      std::memcpy(&wide, &magnitude, sizeof wide);
+      wide += (std::uint64_t{1} << (kDropped - 1)) - 1 + (wide >> kDropped & 1);
+      const auto rounded = static_cast<unsigned>((wide >> kDropped) - (std::uint64_t{kRebias} << kMantissaBits));
+      return static_cast<unsigned short>(sign | (rounded < kInfinity ? rounded : kInfinity));
+    }
     if (std::isinf(magnitude)) return static_cast<unsigned short>(sign | kInfinity);
     if (magnitude == 0) return static_cast<unsigned short>(sign);
     int exponent = std::ilogb(magnitude);

@@ -125,6 +125,19 @@ def test_the_forms_of_gelu_differ_by_less_than_their_documentation_says() -> Non
 
 
 @pytest.mark.parametrize("field", ["alpha", "beta"])
+@pytest.mark.parametrize("factor", [1e39, -1e39, 1e-46])
+@pytest.mark.parametrize("element", [ElementKind.F16, ElementKind.BF16, ElementKind.F32])
+def test_factors_that_f32_cannot_hold_are_refused_where_it_is_computed_in(
+    field: str, factor: float, element: ElementKind
+) -> None:
+    desc = DenseGemmDescriptor(2, 3, 4, element=element, **{field: factor})
+    with pytest.raises(Unsupported) as refused:
+        bp.select(desc, "host")
+    assert refused.value.rule == f"{field} in f32"
+    assert bp.select(desc.with_element(ElementKind.F64), "host")
+
+
+@pytest.mark.parametrize("field", ["alpha", "beta"])
 def test_factors_are_finite_numbers(field: str) -> None:
     assert getattr(DenseGemmDescriptor(1, 1, 1, **{field: np.float32(0.5)}), field) == 0.5
     assert type(getattr(DenseGemmDescriptor(1, 1, 1, **{field: 2}), field)) is float

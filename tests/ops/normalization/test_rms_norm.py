@@ -121,6 +121,16 @@ def test_the_block_depends_on_columns_alone_and_the_grid_covers_the_rows(element
     assert len(blocks) == 1
 
 
+def test_an_eps_that_f32_rounds_to_0_is_refused_and_the_least_that_it_holds_keeps_a_row_of_zeros_finite() -> None:
+    zeros = np.zeros((2, 8), np.float32)
+    for eps in (1e-46, 7e-46):
+        with pytest.raises(bp.errors.Unsupported) as refused:
+            rms_norm(bp.ElementKind.F32, zeros, eps=eps)
+        assert refused.value.rule == "eps in f32"
+    assert not rms_norm(bp.ElementKind.F32, zeros, eps=1.5e-45).any()
+    assert np.isnan(rms_norm(bp.ElementKind.F32, zeros, eps=0.0)).all(), "0 is what it says"
+
+
 @pytest.mark.parametrize(("eps", "error"), [(-1e-6, bp.errors.InvalidProblem), (2.0, bp.errors.Unsupported)])
 def test_an_eps_outside_of_0_to_1_is_refused(eps: float, error: type[Exception]) -> None:
     with pytest.raises(error, match="eps"):

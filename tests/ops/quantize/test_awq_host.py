@@ -1,6 +1,7 @@
 """The host kernels of the AWQ ops, against the float64 reference."""
 
 import math
+import os
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -277,6 +278,32 @@ def test_threads_may_share_the_onnxruntime_kernel() -> None:
     many = [make_problem(m, 128, 32, 64, seed=m) for m in (1, 2, 3, 4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda problem: assert_accurate(run_onnxruntime, problem), many * 4))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system tells no affinity")
+@pytest.mark.parametrize(("usable", "asked", "expected"), [(1, 0, 1), (3, 0, 3), (8, 0, 0), (1, 2, 2)])
+def test_a_pool_has_no_more_threads_than_there_are_cores_to_run_on(
+    monkeypatch: pytest.MonkeyPatch, usable: int, asked: int, expected: int
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    made: list[Any] = []
+
+    class Noted(onnxruntime.SessionOptions):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Noted)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)))
+    problem = make_problem(1, 64, 16, 64)
+    prepared = awq_onnxruntime.PreparedAwqGemm(
+        problem.weight_packed, problem.scales, problem.zeros, group_size=64, half=True, threads=asked
+    )
+    [options] = made
+    assert options.intra_op_num_threads == expected
+    pools = prepared.nbytes // awq_onnxruntime._THREAD_NBYTES
+    assert pools == (expected or 8), "a thread's memory is counted; the weight is smaller than one's"
 
 
 def test_the_cache_forgets_the_least_recently_used_weights() -> None:
