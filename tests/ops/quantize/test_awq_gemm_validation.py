@@ -94,7 +94,7 @@ def kernel_refusals(sku, d, device) -> set[str]:
             broken.add(f"weight_layout in {{{layout.name}}}")
     if sku.variant.startswith(("bulk", "wide")) and d.ic % 64:
         broken.add("ic % 64")
-    if sku.variant == "bulk_hf_gemm" and d.oc % 32:
+    if sku.variant in ("bulk_hf_gemm", "bulk_oc_major") and d.oc % 32:
         broken.add("oc % 32")
     scaled = ("wide_tiled", "tile_tiled", "direct_tiled")  # they multiply weights by scales, in their own element
     if sku.variant in scaled and sku.element is ElementKind.F16 and d.scales_element is ElementKind.BF16:
