@@ -1,11 +1,10 @@
 """An engine's loop over a local AWQ folder: prefill, then decoding, on a GPU as one CUDA graph that is replayed.
 
     python docs/examples/engine_loop.py models/some-awq --tokens 64 --prompt 1 2 3
-
-It needs transformers 5.24 or newer: older ones call the argument `cache` by another name, and ignore this one.
 """
 
 import argparse
+import inspect
 
 import torch
 from transformers import StaticCache
@@ -16,14 +15,16 @@ from baracuda_py.interop.transformers import load_awq
 def generate(model, prompt: torch.Tensor, tokens: int) -> torch.Tensor:
     """(batch, tokens) greedy tokens after `prompt` (batch, length)."""
     device, (batch, length) = prompt.device, prompt.shape
-    cache = StaticCache(model.config, max_cache_len=length + tokens)
+    # Releases of transformers before 5.24 name the argument otherwise, and ignore this name.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    cache = {name: StaticCache(model.config, max_cache_len=length + tokens)}
     position = torch.arange(length, device=device)
-    logits = model(prompt, position_ids=position[None], cache=cache).logits  # prefill
+    logits = model(prompt, position_ids=position[None], **cache).logits  # prefill
     token, position = logits[:, -1:].argmax(-1), position[-1:] + 1
     made = torch.empty(batch, tokens, dtype=torch.long, device=device)
 
     def step() -> None:
-        logits = model(token, position_ids=position[None], cache=cache).logits
+        logits = model(token, position_ids=position[None], **cache).logits
         token.copy_(logits.argmax(-1))
         position.add_(1)
 
