@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from functools import cache
@@ -9,9 +10,10 @@ from functools import cache
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Tests run in as many processes as there are cores: BLAS threads on top of them would wait for one another, busily.
-# NumPy reads this when it is imported, in the processes that pytest-xdist starts too.
+# Tests run in as many processes as there are cores: threads of BLAS or OpenMP on top of them would wait for one
+# another, busily. NumPy and torch read this when they are imported, in the processes that pytest-xdist starts too.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import baracuda_py as bp
 
@@ -39,6 +41,11 @@ def slowness() -> float:
 def _gpu_problem() -> str:
     problem = bp.default_registry().backend("cuda").problem()  # type: ignore[attr-defined]
     return "" if problem is None else str(problem)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # modules and the tests themselves, 600,000 objects that live to the end, are looked through no more
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from cublaslt_double import FakeCublasLt
@@ -52,8 +52,8 @@ class Modules:
         for name, library in self.compile(units).items():
             arch, _, module_name = name.partition(".")
             module = baracuda_py.sys.module(module_name, arch)
-            for entry in module.entries.values():
-                assert library.kernels[entry.name].parameter_nbytes == entry.parameter_nbytes, entry.name
+            for kernel in library.kernels.values():
+                assert kernel.parameter_nbytes == module.entry(kernel.name).parameter_nbytes, kernel.name
             self._by_image[module.ptx] = LoadedModule(library, module)
 
     def compile(self, units: dict[str, Unit]) -> dict[str, Library]:
@@ -105,14 +105,21 @@ class EmulatedCublasLt(FakeCublasLt):
         self._driver.cuCtxPopCurrent()
 
 
+@cache
+def _registered() -> Registry[Plan]:
+    """The built-in ops that have CUDA kernels. Registering checks each of them, for longer than most tests take."""
+    registry = new_registry()
+    for op in builtin_ops():
+        if any(isinstance(kernel.code, PtxCode) for kernel in op.kernels):
+            registry.register(op)
+    return registry
+
+
 def emulated_registry(backend: EmulatorBackend) -> Registry[Plan]:
     """The built-in ops that have CUDA kernels, with `backend` as the GPU and the host beside it."""
-    registry = new_registry()
+    registry = copy(_registered())  # what it holds is replaced, not changed, when something is registered
     double = EmulatedCublasLt(backend.emulated)
     library = CublasLtBackend(backend, lambda: None, lambda: double)
     for one in (HostBackend(), backend, library, SequenceBackend(registry.backend)):
         registry.register_backend(one)
-    for op in builtin_ops():
-        if any(isinstance(kernel.code, PtxCode) for kernel in op.kernels):
-            registry.register(op)
     return registry

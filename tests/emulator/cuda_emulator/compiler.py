@@ -175,7 +175,9 @@ def compile_units(wanted: dict[str, Unit], folder: Path) -> dict[str, Path]:
     """The shared library of each unit, by the unit's name; `folder` keeps them. Raises CompileError."""
     folder.mkdir(parents=True, exist_ok=True)
     core_sources = [str(SHIM / name) for name in CORE_FILES]
-    core = _build(folder / f"core-{_key((SHIM,), _CORE_FLAGS)}.so", ["g++", *_CORE_FLAGS, "-shared", *core_sources])
+    core = folder / f"core-{_key((SHIM,), _CORE_FLAGS)}.so"
+    with _alone(core):
+        _build(core, ["g++", *_CORE_FLAGS, "-shared", *core_sources])
 
     def one(name: str, unit: Unit) -> Path:
         text, flags = unit.text, unit.flags

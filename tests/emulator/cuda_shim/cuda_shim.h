@@ -12,7 +12,7 @@
 
 #define __device__
 #define __host__
-#define __global__
+#define __global__ inline  // so that no code is made for a kernel that a unit does not list
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
