@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import IntEnum
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -720,6 +720,11 @@ def _check_types(op: object) -> None:
     ]  # fmt: skip
     if isinstance(op.descriptor, type):
         expected.append(("examples", op.examples, op.descriptor))
+    for part in ("rules", "contract", "kernels", "examples", "kinds", "sizes"):
+        if not isinstance(value := getattr(op, part), Collection):
+            raise RegistrationError(
+                f"op {op.name!r}", f"{part} must be a collection, e.g. a tuple", rule=part, got=_kind_of(value)
+            )
     for part, values, kind in expected:
         for value in values:
             if not isinstance(value, kind):

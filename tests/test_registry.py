@@ -566,6 +566,8 @@ def test_what_is_no_op_is_refused_and_nothing_is_added(wrong):
         ("args", int, "@arguments"), ("rules", (3,), "rules must be of Rule"),
         ("contract", ("m > 0",), "contract must be of Rule"),
         ("kernels", (ToyKernel("a"),), "kernels must be of Kernel"), ("examples", ({},), "examples must be of"),
+        *((part, 3, f"{part} must be a collection") for part in ("rules", "contract", "examples", "kinds", "sizes")),
+        ("kernels", None, "kernels must be a collection"),
     ],
 )  # fmt: skip
 def test_an_op_with_a_part_of_the_wrong_type_is_refused_and_nothing_is_added(part, wrong, said):

@@ -14,6 +14,7 @@ import baracuda_py as bp
 from baracuda_py.cli.files import check_new, make_folder
 from baracuda_py.cli.output import error_console, print_json, print_line, print_table, progress, time_text
 from baracuda_py.cli.parsing import RUN_DEVICE_HELP, parse_device, parse_enum, parse_size
+from baracuda_py.errors import InvalidProblem
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
 from baracuda_py.tuning import slug
 from baracuda_py.vocab.device import Device
@@ -156,6 +157,12 @@ def _check_output(stem: Path, replace: bool, plot: bool, compare: Path | None) -
     json_path, *others = (stem.with_name(stem.name + suffix) for suffix in _SUFFIXES[: 4 if plot else 2])
     if compare is not None and any(path.exists() and path.samefile(compare) for path in (json_path, *others)):
         raise typer.BadParameter(f"{str(compare)!r} is a file that --output writes", param_hint="--compare")
+    for path in (json_path, *others):
+        if path.exists() and not path.is_file():
+            raise InvalidProblem(
+                str(path), "what is written to must be a file", rule="--output", got="what is no file",
+                fix="Name another --output",
+            )  # fmt: skip
     if not replace and not json_path.exists():
         check_new(others, f"a file beside a new {json_path.name} must be new too")
 

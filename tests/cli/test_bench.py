@@ -222,6 +222,16 @@ def test_a_file_that_no_results_go_with_is_not_written_over_unasked(run, tmp_pat
     assert run(*words, "--no-plot", "--m", 5).code == 0, "it goes with OUT.json now"
 
 
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_what_is_no_file_is_not_written_to(run, tmp_path, monkeypatch, suffix):
+    (tmp_path / f"out{suffix}").mkdir()
+    cells = seen(monkeypatch)
+    result = run("bench", "--device", "host", *SMALL, "--m", 4, "--output", tmp_path / "out", "--no-plot", "--replace")
+    assert result.code == 3
+    assert "must be a file" in result.err
+    assert not cells
+
+
 def test_what_is_compared_with_is_never_written_over(run, tmp_path):
     peers = tmp_path / "out.csv"
     peers.write_text("n_out,k_in,m,best_peer,best_peer_us,best_over_cublas\n64,256,4,marlin,2.5,0.5\n")

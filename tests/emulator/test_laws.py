@@ -106,7 +106,7 @@ def test_every_further_problem_is_served():
 
 
 def test_the_emulated_gpu_is_what_selection_takes(registry):
-    descriptor = bp.Int4AwqGemmDescriptor(4, 256, 64, split_k_iters=2)
+    descriptor = bp.Int4AwqGemmDescriptor(4, 256, 72, split_k_iters=2)
     plan = registry.select(descriptor)
     assert plan.device == Device("cuda", 0, HOPPER.capability, HOPPER.sm_count)
     assert plan.sku.arch is ArchSku.SM80

@@ -20,6 +20,7 @@ from baracuda_py import checkpoints
 from baracuda_py.errors import CheckpointError, Unsupported
 from baracuda_py.interop.torch import AwqLinear
 from baracuda_py.interop.transformers import load_awq
+from baracuda_py.interop.transformers.linears import check_called
 from baracuda_py.quantize import quantize_checkpoint
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -421,6 +422,18 @@ def test_a_packed_step_size_that_its_model_does_not_call_is_refused(load, hooked
     whole = packed_folder(config, tmp_path / "whole")
     with torch.no_grad():
         assert torch.isfinite(load(whole)(PROMPT).logits).all(), "quantised as it is by default, it runs"
+
+
+def test_packed_projections_that_attention_does_not_call_are_refused(hooked, tmp_path):
+    config = transformers.WavLMConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4, conv_dim=(32,),
+        conv_stride=(5,), conv_kernel=(10,), num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+    )  # fmt: skip
+    folder = packed_folder(config, tmp_path, transformers.AutoModel, only=["re:.*attention.q_proj"])
+    with pytest.raises(Unsupported, match="q_proj of a WavLMAttention must not be packed"):
+        load_awq(folder, model_class=transformers.AutoModel)
+    with pytest.raises(Unsupported, match="out_proj of a MultiheadAttention must not be packed"):
+        check_called(torch.nn.MultiheadAttention(8, 2), "out_proj", "head.attention.out_proj")
 
 
 AWKWARD = {  # models that touch the weight of a linear, when they are made or when they run

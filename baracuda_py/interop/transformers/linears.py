@@ -12,9 +12,13 @@ from baracuda_py.interop.torch import AwqLinear
 
 __all__ = ["check_bias", "check_called", "find_module", "stand_in_weight", "untie_packed"]
 
-# Linears that modules of transformers never call, by the module's class: they multiply by the weight itself. The mixers
-# of Jamba and Falcon Mamba call theirs where the configuration says that the model is quantised.
-_UNCALLED = {"MambaMixer": ("dt_proj",)}
+# Linears that modules of transformers and torch never call, by the module's class: they multiply by the weight itself.
+# The mixers of Jamba and Falcon Mamba call theirs where the configuration says that the model is quantised.
+_UNCALLED = {
+    "MambaMixer": ("dt_proj",),
+    "MultiheadAttention": ("out_proj",),
+    "WavLMAttention": ("q_proj", "k_proj", "v_proj", "out_proj"),
+}
 
 
 def check_called(parent: Any, last: str, name: str) -> None:

@@ -95,7 +95,7 @@ struct TokenBoxes {
 };
 
 // The same of weights whose words are eight input channels: lane t's pairs are channels i and i + 4 of quarter t, as nibbles
-// of a word pair up. Column c is token c / 2 + c % 2 * 4, so that the eight lanes that load at a time read distinct banks.
+// of a word pair up. Column c is token c / 2 + c % 2 * 4, so that, of eight tokens, the lanes that load at a time read distinct banks.
 struct WordTokenBoxes {
   static constexpr int kQuadStep = 1;
   static constexpr int kSecond = 4;

@@ -29,7 +29,8 @@ struct BulkOcMajor : BulkBoxes<Shape> {
   static constexpr bool kNeighboursTogether = false;  // a CTA takes tiles that follow each other
   static constexpr int kExchanged = 8;  // channels that lanes of other tokens exchange, so that sums lie in distinct banks
 
-  // Where 16 bytes of a row lie.
+  // Where 16 bytes of a row lie: by its address, for swizzling rows of 64 bytes repeats in 512, and a unit begins at a
+  // multiple of 256.
   static __device__ __forceinline__ unsigned place(unsigned s_row, int quarter) {
     return s_row + (static_cast<unsigned>(quarter * kLaneBytes) ^ (s_row >> 3 & 0x30u));
   }
