@@ -45,8 +45,7 @@ def main() -> int:
     recorder = Recorder()
     start = time.perf_counter()
     tests = [str(ROOT / "tests")] if not any(Path(a.split("::")[0]).exists() for a in options.pytest) else []
-    spread = ["-n", str(options.jobs), "--dist", "worksteal"]  # some tests wait for ranks, and others must not for them
-    arguments = ["-m", "gpu", "-q", *spread, "-p", _gpu_launches.__name__, "--rootdir", str(ROOT)]
+    arguments = ["-m", "gpu", "-q", "-n", str(options.jobs), "-p", _gpu_launches.__name__, "--rootdir", str(ROOT)]
     exit_code = int(pytest.main([*arguments, *tests, *options.pytest], plugins=[recorder]))
     record = {**facts, "tests": {**recorder.summary(), "duration_s": round(time.perf_counter() - start, 1)}}
     record["tests"]["exit_code"] = exit_code

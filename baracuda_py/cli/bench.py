@@ -153,7 +153,7 @@ def _stem(output: Path, device: Device) -> Path:
 
 
 def _check_output(stem: Path, replace: bool, plot: bool, compare: Path | None) -> None:
-    """Refuse to write over what no OUT.json goes with, and over what is compared with."""
+    """Refuse to write to what is no file, over what no OUT.json goes with, and over what is compared with."""
     json_path, *others = (stem.with_name(stem.name + suffix) for suffix in _SUFFIXES[: 4 if plot else 2])
     if compare is not None and any(path.exists() and path.samefile(compare) for path in (json_path, *others)):
         raise typer.BadParameter(f"{str(compare)!r} is a file that --output writes", param_hint="--compare")

@@ -225,20 +225,20 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     # Reads of the weights again, from L2, and the arithmetic, which starts to count.
     passes = _ceil_div(desc.m, 16)
     rounds = _ceil_div(tile.blocks(desc.oc, device.sm_count) * passes, sms)
-    rows = desc.weight_layout.value == "oc_major"
-    again = (0.7 if tile.parts > 1 else 0.8 if rows else 0.9) * (rounds - 1) + 0.2 * (passes - rounds)
+    oc_major = desc.weight_layout.value == "oc_major"
+    again = (0.7 if tile.parts > 1 else 0.8 if oc_major else 0.9) * (rounds - 1) + 0.2 * (passes - rounds)
     # Launch and end, which takes longer where more SMs end together, or wait for each other; the share of bandwidth
     # that is reached, of all of it and of an SM's part; and how much longer more than 8 tokens take, whose x is a good
     # part of what an SM is sent. Measured on an H100.
     filled = min(1.0, desc.oc * desc.ic / 2 / (_IN_FLIGHT * sms))
     fixed_us = 2.1 + filled + (1.0 if tile.parts > 1 else 0.0)
     if not _halves_sectors(desc):
-        reached = min(0.58 if rows else 0.62, 0.84 * busy)
+        reached = min(0.58 if oc_major else 0.62, 0.84 * busy)
     elif tile.channels > 32 and tile.parts == 1:
         reached = min(0.55, 0.84 * busy)
     else:
         reached = min(0.49, 0.5 * busy)
-    tokens = 1.0 if desc.m <= 8 else 1.25 if rows else 1.18
+    tokens = 1.0 if desc.m <= 8 else 1.25 if oc_major else 1.18
     return (fixed_us + streaming_us(desc, device, reached) * tokens) * (1 + again)
 
 
@@ -253,7 +253,7 @@ _LIMITS = (
 def sm90a_kernels(layout: AwqWeightLayout) -> tuple[Kernel, ...]:
     """The kernels that read weights in `layout`, for every element and epilogue."""
     reads = reads_layout(layout)
-    channels = multiple_of("oc", 32, why="copies begin at 16 bytes, the weights of 32 output channels")
+    channels = multiple_of("oc", 32, why="copies begin at 16 bytes, the zero points of 32 output channels")
     apart = {} if layout.holds_scales else {"scales": 16, "zeros": 16}
     return tuple(
         Kernel(
