@@ -112,10 +112,10 @@ def test_a_token_has_the_same_bits_in_every_batch_by_bulk_copies(
 ):
     registry = emulated_registry(EmulatorBackend(modules, HOPPER_SLICE))
     monkeypatch.setattr(bp, "default_registry", lambda: registry)
-    descriptor = bp.Int4AwqGemmDescriptor(19, ic, oc, group, None, layout, element)
+    descriptor = bp.Int4AwqGemmDescriptor(35, ic, oc, group, None, layout, element)
     case = _case(registry, "bulk", descriptor)
-    assert f"_{tile}_t16_" in case.plan.launches[0].entry
-    _rows_are_those_of(case, (1, 8, 9, 16))
+    assert f"_{tile}_t32_" in case.plan.launches[0].entry
+    _rows_are_those_of(case, (1, 8, 9, 16, 17, 32))
 
 
 @pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)

@@ -1,8 +1,8 @@
 """The CUDA kernel of the AWQ GEMM that decodes on compute capability 9.0: which entry, which grid.
 
     bulk     weights by bulk copies, by boxes where scales lie apart, into a ring of each warp, tokens by boxes; one
-             launch, no workspace, any m: 8 or 16 tokens a thread block, so that weights are read again, from L2, for
-             more
+             launch, no workspace, any m: 8, 16 or 32 tokens a thread block, so that weights are read again, from L2,
+             for more
 """
 
 from __future__ import annotations
@@ -57,6 +57,15 @@ _UNEVEN = 1.2
 _ALONE = SHARED_BYTES // 2 + 1024
 _GRID_Y = (1 << 16) - 1
 _INT = (1 << 31) - 1
+_ENTRY_TOKENS = (8, 16, 32)
+_SUM_TOKENS = 16  # kSumTokens of awq_gemm_bulk.cuh, at most
+# How much longer a launch streams with up to so many tokens: x is a good part of what an SM is sent, and products take
+# as long as weights do. Measured on an H100.
+_LONGER = {
+    "tiled": (1.0, 1.12, 1.7),
+    "hf_gemm": (1.0, 1.12, 1.55),
+    "oc_major": (1.0, 1.2, 1.95),
+}
 
 
 def _module(layout: str, element: ElementKind, groups: int) -> str:
@@ -104,6 +113,11 @@ class _Tile:
         zeros = self.warp_channels // 2 * tiling.groups_of_block
         return _ceil_div(self.warp_channels // 2 * TILE_COLUMNS + scales + zeros, 2 * _BOX_BYTES) * (2 * _BOX_BYTES)
 
+    def threads(self, tokens: int) -> int:
+        """Of a thread block, with those that copy x."""
+        code = module(_module("tiled", ElementKind.F16, 1), _ARCH.name.lower())
+        return 32 * (self.warps + code.constant("kT8CopyingWarps" if tokens <= 8 else "kT16CopyingWarps"))
+
     def slot_nbytes(self, tokens: int) -> int:
         """A chunk of x: as many blocks as the tile has warps along ic."""
         return _ceil_div(self.depth_warps * TILE_COLUMNS * 2 * tokens, 1024) * 1024
@@ -111,7 +125,7 @@ class _Tile:
     def shared_nbytes(self, unit: int, tokens: int, stages: int, slots: int) -> int:
         """BulkLayout of awq_gemm_bulk.cuh, of units of so many bytes."""
         rings = self.warps * stages * (unit + BARRIER_BYTES)
-        sums = (2 * self.depth_warps + self.parts - 1) * _entry_tokens(tokens) * self.channels * 2
+        sums = (2 * self.depth_warps + self.parts - 1) * min(_entry_tokens(tokens), _SUM_TOKENS) * self.channels * 2
         return slots * (self.slot_nbytes(tokens) + 2 * BARRIER_BYTES) + rings + sums
 
     def tiles_of_block(self, oc: int, sm_count: int) -> int:
@@ -131,9 +145,14 @@ def token_boxes(desc: Int4AwqGemmDescriptor, tokens: int, blocks: int) -> Tensor
     )  # fmt: skip
 
 
+def _tokens(m: int) -> int:
+    """Rows of x that a thread block takes: as few passes as can be, of as many each."""
+    return _ceil_div(m, _ceil_div(m, _ENTRY_TOKENS[-1]))
+
+
 def _entry_tokens(tokens: int) -> int:
     """Tokens that an entry has sums for."""
-    return 8 if tokens <= 8 else 16
+    return next(count for count in _ENTRY_TOKENS if tokens <= count)
 
 
 def _halves_sectors(desc: Int4AwqGemmDescriptor) -> bool:
@@ -192,14 +211,17 @@ def _weight_boxes(desc: Int4AwqGemmDescriptor, tile: _Tile, groups: int) -> tupl
 
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
     tiling, tile, layout = Tiling(desc.ic, desc.oc, desc.group_size), _tile(desc, device), desc.weight_layout.value
-    tokens = min(desc.m, 16)
+    tokens = _tokens(desc.m)
     tiles = tile.tiles_of_block(desc.oc, device.sm_count)
     chunks = _ceil_div(_ceil_div(tiling.columns, tile.depth_warps), tile.parts)
     unit = tile.unit_nbytes(tiling, apart=desc.scales_apart)
     in_flight = _in_flight(desc, device, tile, chunks * tile.warps * unit)
     stages = min(max(1, chunks * tiles), in_flight // (tile.warps * unit))
+    slot = tile.slot_nbytes(tokens) + 2 * BARRIER_BYTES
     free = SHARED_BYTES - tile.shared_nbytes(unit, tokens, stages, 0)
-    slots = min(chunks, free // (tile.slot_nbytes(tokens) + 2 * BARRIER_BYTES))
+    if stages > 1 and free < min(chunks, 2) * slot:  # x comes while warps multiply
+        stages, free = 1, SHARED_BYTES - tile.shared_nbytes(unit, tokens, 1, 0)
+    slots = min(chunks, free // slot)
     groups, element = tiling.groups_of_block, desc.element.name.lower()
     family = f"bulk_sm90a_{element}_{layout}" if desc.scales_apart else f"tiled_sm90a_{element}"
     weights = _weight_boxes(desc, tile, groups) if desc.scales_apart else ()
@@ -207,7 +229,7 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
         Launch(
             f"awq_gemm_{family}_{tile.name}_t{_entry_tokens(tokens)}_g{groups}",
             (tile.blocks(desc.oc, device.sm_count), _ceil_div(desc.m, tokens), 1),
-            (32 * (tile.warps + 1), 1, 1),
+            (tile.threads(tokens), 1, 1),
             (*operands(desc), tokens, stages, slots, tiles, WhenOverlapping(0, 1),
              token_boxes(desc, tokens, tile.depth_warps), *weights),
             max(_ALONE, tile.shared_nbytes(unit, tokens, stages, slots)),
@@ -223,13 +245,12 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
         tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels * sms
     )  # fmt: skip
     # Reads of the weights again, from L2, and the arithmetic, which starts to count.
-    passes = _ceil_div(desc.m, 16)
+    passes = _ceil_div(desc.m, _ENTRY_TOKENS[-1])
     rounds = _ceil_div(tile.blocks(desc.oc, device.sm_count) * passes, sms)
     oc_major = desc.weight_layout.value == "oc_major"
     again = (0.7 if tile.parts > 1 else 0.8 if oc_major else 0.9) * (rounds - 1) + 0.2 * (passes - rounds)
-    # Launch and end, which takes longer where more SMs end together, or wait for each other; the share of bandwidth
-    # that is reached, of all of it and of an SM's part; and how much longer more than 8 tokens take, whose x is a good
-    # part of what an SM is sent. Measured on an H100.
+    # Launch and end, which takes longer where more SMs end together, or wait for each other; and the share of bandwidth
+    # that is reached, of all of it and of an SM's part. Measured on an H100.
     filled = min(1.0, desc.oc * desc.ic / 2 / (_IN_FLIGHT * sms))
     fixed_us = 2.1 + filled + (1.0 if tile.parts > 1 else 0.0)
     if not _halves_sectors(desc):
@@ -238,13 +259,13 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
         reached = min(0.55, 0.84 * busy)
     else:
         reached = min(0.49, 0.5 * busy)
-    tokens = 1.0 if desc.m <= 8 else 1.25 if oc_major else 1.18
-    return (fixed_us + streaming_us(desc, device, reached) * tokens) * (1 + again)
+    longer = _LONGER[desc.weight_layout.value][_ENTRY_TOKENS.index(_entry_tokens(_tokens(desc.m)))]
+    return (fixed_us + streaming_us(desc, device, reached) * longer) * (1 + again)
 
 
 _LIMITS = (
     multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
-    at_most("m", 16 * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
+    at_most("m", _ENTRY_TOKENS[-1] * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
     at_most("ic", _INT - (TILE_COLUMNS * 16 - 1), why="the kernel rounds it up to whole chunks in a 32-bit int"),
     at_most("oc", _INT - (max(_CHANNELS_OF_HF_GEMM) - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),
 )

@@ -28,13 +28,20 @@
 #include "baracuda/grid_dependency.cuh"
 #include "baracuda/mbarrier.cuh"
 #include "baracuda/partial_barrier.cuh"
+#include "baracuda/register_count.cuh"
 #include "baracuda/ring_place.cuh"
 
 namespace baracuda {
 
+// Warps that copy x, or wait, of entries for 8 tokens, and for more.
+BARACUDA_CONSTANT(kT8CopyingWarps, 1);
+BARACUDA_CONSTANT(kT16CopyingWarps, 4);
 BARACUDA_CONSTANT(kBoxChannels, 64);  // input channels of a box of x: rows of 128 bytes
 constexpr int kBoxRowBytes = kBoxChannels * 2;
 constexpr int kBlockBoxes = kBlockDepth / kBoxChannels;
+
+constexpr int kLowRegisters = 24;  // of threads that copy, and of the others then
+constexpr int kHighRegisters = 240;
 
 // Shapes of one entry point.
 template <template <typename> class WeightsOf, int kWarpBlocks, int kRows, int kDepths, int kTokenTiles, int kGroupCount,
@@ -48,15 +55,19 @@ struct BulkShape {
   static constexpr int kDepthWarps = kDepths;
   static constexpr int kParts = kClusterParts;  // CTAs that share out k: 1 or 2
   static constexpr int kWarps = kRowWarps * kDepthWarps;
-  static constexpr int kThreads = (kWarps + 1) * kWarpLanes;
+  // Beyond 8 tokens a warp wants more than the 168 registers that nine leave each: a whole warpgroup, of which one warp copies,
+  // gives up most of its own.
+  static constexpr bool kMovesRegisters = kTilesN > 1;
+  static constexpr int kThreads = (kWarps + (kMovesRegisters ? kT16CopyingWarps : kT8CopyingWarps)) * kWarpLanes;
   static constexpr int kWarpChannels = kBlockChannels * kBlocks;
   static constexpr int kChannels = kWarpChannels * kRowWarps;
   static constexpr int kTokens = 8 * kTilesN;
-  static constexpr bool kHoldsTokens = kTilesN == 1;  // registers suffice for a block's x before its weights come
+  static constexpr bool kHoldsTokens = kTilesN <= 2;  // registers suffice for a block's x before its weights come
   static constexpr int kOwnChannels = kChannels / kParts;  // that a CTA stores
-  static constexpr unsigned kTokenSums = kTokens * kChannels;
+  static constexpr int kSumTokens = kTokens < 16 ? kTokens : 16;  // whose sums are added at a time
+  static constexpr unsigned kTokenSums = kSumTokens * kChannels;
   static constexpr unsigned kReceived = kDepthWarps * kTokenSums;  // where the sums of the other part begin
-  static constexpr unsigned kSumBytes = (kReceived + (kParts - 1) * kTokens * kOwnChannels) * 4;
+  static constexpr unsigned kSumBytes = (kReceived + (kParts - 1) * kSumTokens * kOwnChannels) * 4;
   using Weights = WeightsOf<BulkShape>;
   static_assert(kRowWarps == 1 || kBlocks == 2, "the warps of a column take whole tiles");
 };
@@ -138,6 +149,76 @@ struct HeldTokens {
   }
 };
 
+// Zero terms of rows g and g + 8 of m16 tiles, whose zero points are the nibbles of a word for every two.
+template <typename Element, int kTiles>
+__device__ __forceinline__ void stored_zero_terms(const unsigned (&zeros)[kTiles / 2], unsigned (&upper)[kTiles],
+                                                  unsigned (&lower)[kTiles]) {
+  using Pair = Int4Pair<Element>;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; tile += 2) {
+    const unsigned both = join_low_halves(zeros[tile / 2], zeros[tile / 2]);
+    upper[tile] = Pair::template stored_zero_term<0>(both);
+    lower[tile] = Pair::template stored_zero_term<1>(both);
+    upper[tile + 1] = Pair::template stored_zero_term<2>(both);
+    lower[tile + 1] = Pair::template stored_zero_term<3>(both);
+  }
+}
+
+// Adds the product of a unit and tokens to `sums`. q - z is exact; f32 sums are scaled once a group.
+template <typename Shape, typename Element, typename Tokens>
+__device__ __forceinline__ void multiply_groups(const typename Shape::Weights::Held& held, const Tokens& tokens,
+                                                bool scales_bf16,
+                                                float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
+  constexpr int kGroupSlices = kSlices / Shape::kGroups;
+#pragma unroll
+  for (int group = 0; group < Shape::kGroups; ++group) {
+    const typename Shape::Weights::template Fragments<Element> fragments(held, group);
+    float partial[Shape::kTilesM][Shape::kTilesN][4] = {};
+#pragma unroll
+    for (int slice = group * kGroupSlices; slice < (group + 1) * kGroupSlices; ++slice) {
+      unsigned b[Shape::kTilesN][4];
+      tokens.read(b, slice);
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+#pragma unroll
+        for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+          unsigned a[4];
+          fragments.get(slice, step, tile, a);
+#pragma unroll
+          for (int n = 0; n < Shape::kTilesN; ++n) {
+            mma_m16n8k16<Element>(partial[tile][n], a, b[n][2 * step], b[n][2 * step + 1]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+      const float2 scale = scale_pair_to_f32(held.r_scales[group][tile], scales_bf16);
+#pragma unroll
+      for (int n = 0; n < Shape::kTilesN; ++n) {
+        sums[tile][n][0] = fmaf(partial[tile][n][0], scale.x, sums[tile][n][0]);
+        sums[tile][n][1] = fmaf(partial[tile][n][1], scale.x, sums[tile][n][1]);
+        sums[tile][n][2] = fmaf(partial[tile][n][2], scale.y, sums[tile][n][2]);
+        sums[tile][n][3] = fmaf(partial[tile][n][3], scale.y, sums[tile][n][3]);
+      }
+    }
+  }
+}
+
+// The same, with one branch on the scales' element a unit, rather than one a group: ahead of each the products would have to
+// end. Where that takes too many registers, with one a group.
+template <typename Shape, typename Element, typename Tokens>
+__device__ __forceinline__ void multiply_unit(const typename Shape::Weights::Held& held, const Tokens& tokens, bool scales_bf16,
+                                              float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
+  if (Shape::kTilesN > 2 || !Shape::Weights::kOneBranch) {
+    multiply_groups<Shape, Element>(held, tokens, scales_bf16, sums);
+  } else if (scales_bf16) {
+    multiply_groups<Shape, Element>(held, tokens, true, sums);
+  } else {
+    multiply_groups<Shape, Element>(held, tokens, false, sums);
+  }
+}
+
 // How a launch lays out its shared memory: x in slots of a chunk each, rings of units, sums, and barriers.
 template <typename Shape>
 struct BulkLayout {
@@ -217,7 +298,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
 
   const int depth_warp = warp / Shape::kRowWarps;
   const unsigned char* s_ring = s_memory + layout.rings() + warp * layout.ring_bytes();
-  const unsigned s_ring_address = shared_address(s_ring);
+  const unsigned s_ring_address = s_base + layout.rings() + warp * layout.ring_bytes();
   const unsigned s_units = s_base + layout.unit_barriers() + warp * layout.stages * kBarrierBytes;
   constexpr int kTileHalves = Shape::kChannels / kBlockChannels;
   const int first_half = warp % Shape::kRowWarps * Shape::kBlocks;  // of this warp in a tile
@@ -255,7 +336,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       grid_dependency_wait();  // x may be what the launch before writes
       copy_chunk();
     }
-  } else {
+  } else if (warp < Shape::kWarps) {
     start_tile();
     first_by_threads = next_tile < end_tile;
     if (first_by_threads) {
@@ -267,8 +348,11 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       for (int stage = 0; stage < layout.stages; ++stage) mbarrier_init(s_units + stage * kBarrierBytes, 1);
 #pragma unroll 1
       for (int place = warp; place < layout.slots; place += Shape::kWarps) {
-        if (place > 0) mbarrier_init(s_full + place * kBarrierBytes, 1);  // the first is the copying warp's
         mbarrier_init(s_empty + place * kBarrierBytes, Shape::kWarps);
+      }
+#pragma unroll 1
+      for (int place = warp + 1; place < layout.slots; place += Shape::kWarps) {  // the first is the copying warp's
+        mbarrier_init(s_full + place * kBarrierBytes, 1);
       }
       mbarrier_fence_init();
 #pragma unroll 1
@@ -279,8 +363,9 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
   __syncwarp();
   __syncthreads();  // the barriers can be used
   if constexpr (Shape::kParts == 2) cluster_arrive_relaxed();
-  if (copies_x) {
-    if (lane == 0) {
+  if (warp >= Shape::kWarps) {
+    if constexpr (Shape::kMovesRegisters) lower_register_count<kLowRegisters>();
+    if (copies_x && lane == 0) {
       const int wanted = resident ? chunks : chunks * ((end_tile - first_tile + tile_step - 1) / tile_step);
 #pragma unroll 1
       while (copied < wanted) copy_chunk();
@@ -292,6 +377,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
     }
     return;
   }
+  if constexpr (Shape::kMovesRegisters) raise_register_count<kHighRegisters>();
   if (lane == 0) {
 #pragma unroll 1
     for (int stage = early_stages; stage < layout.stages && next_tile < end_tile; ++stage) copy_unit(stage);
@@ -334,12 +420,12 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
           wait_for_tokens();
           const HeldTokens<Shape> tokens(boxes);
           const typename Weights::Held held = take_unit();
-          Weights::template multiply<Element>(held, tokens, operands.scales_bf16, sums);
+          multiply_unit<Shape, Element>(held, tokens, operands.scales_bf16, sums);
         } else {
           if (tokens_first) wait_for_tokens();
           const typename Weights::Held held = take_unit();
           if (!tokens_first) wait_for_tokens();
-          Weights::template multiply<Element>(held, boxes, operands.scales_bf16, sums);
+          multiply_unit<Shape, Element>(held, boxes, operands.scales_bf16, sums);
         }
       } else if (!resident) {
         // A warp that has nothing to do must not arrive for a chunk while others have not for the one before.
@@ -354,65 +440,80 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       slot.advance(places);
     }
 
-    if (tile != first_tile) {
-      partial_barrier<Shape::kWarps * kWarpLanes>();  // the last tile's sums have been read
-    }
-    float* s_warp = s_sums + depth_warp * Shape::kTokenSums + first_half * kBlockChannels;
-    const int quad = lane % 4;  // lanes of other tokens exchange channels, so that they write to distinct banks
-#pragma unroll
-    for (int m = 0; m < Shape::kTilesM; ++m) {
+    const float* s_received = s_sums + Shape::kReceived;  // (kSumTokens, kOwnChannels)
+    constexpr int kSumTiles = Shape::kSumTokens / 8;
+#pragma unroll 1
+    for (int first = 0; first < layout.tokens; first += Shape::kSumTokens) {
+      if (first > 0 || tile != first_tile) {
+        partial_barrier<Shape::kWarps * kWarpLanes>();  // the last sums have been read
+      }
+      float* s_warp = s_sums + depth_warp * Shape::kTokenSums + first_half * kBlockChannels;
+      const int quad = lane % 4;  // lanes of other tokens exchange channels, so that they write to distinct banks
 #pragma unroll
       for (int n = 0; n < Shape::kTilesN; ++n) {
-        float* s_token = s_warp + (8 * n + quad * Tokens::kQuadStep) * Shape::kChannels;
-        const int upper = Weights::channel(lane, m, 0) ^ quad * Weights::kExchanged;
-        const int lower = Weights::channel(lane, m, 1) ^ quad * Weights::kExchanged;
-        s_token[upper] = sums[m][n][0];
-        s_token[Tokens::kSecond * Shape::kChannels + upper] = sums[m][n][1];
-        s_token[lower] = sums[m][n][2];
-        s_token[Tokens::kSecond * Shape::kChannels + lower] = sums[m][n][3];
-      }
-    }
-    partial_barrier<Shape::kWarps * kWarpLanes>();
-
-    // Of the warps along k, of a token and a pair of channels.
-    const auto total = [&](int token, int channel) {
-      const float* s_pair = s_sums + token * Shape::kChannels + (channel ^ token / Tokens::kQuadStep % 4 * Weights::kExchanged);
-      float2 sum = make_float2(0.0f, 0.0f);
+        if (n / kSumTiles != first / Shape::kSumTokens) continue;
 #pragma unroll
-      for (int warps = 0; warps < Shape::kDepthWarps; ++warps) {
-        const float2 partial = *reinterpret_cast<const float2*>(s_pair + warps * Shape::kTokenSums);
-        sum.x += partial.x;
-        sum.y += partial.y;
+        for (int m = 0; m < Shape::kTilesM; ++m) {
+          float* s_token = s_warp + (n % kSumTiles * 8 + quad * Tokens::kQuadStep) * Shape::kChannels;
+          const int upper = Weights::channel(lane, m, 0) ^ quad * Weights::kExchanged;
+          const int lower = Weights::channel(lane, m, 1) ^ quad * Weights::kExchanged;
+          s_token[upper] = sums[m][n][0];
+          s_token[Tokens::kSecond * Shape::kChannels + upper] = sums[m][n][1];
+          s_token[lower] = sums[m][n][2];
+          s_token[Tokens::kSecond * Shape::kChannels + lower] = sums[m][n][3];
+        }
       }
-      return sum;
-    };
-    constexpr int kPairs = Shape::kOwnChannels / 2;
-    const float* s_received = s_sums + Shape::kReceived;  // (kTokens, kOwnChannels)
-    if constexpr (Shape::kParts == 2) {
-      cluster_wait();  // the other part has begun
-      const unsigned s_other = cluster_address(shared_address(s_received), part ^ 1);
-#pragma unroll 1
-      for (int index = static_cast<int>(threadIdx.x); index < layout.tokens * kPairs; index += Shape::kWarps * kWarpLanes) {
-        const int token = index / kPairs;
-        store_cluster(s_other + index * 8, total(token, (part ^ 1) * Shape::kOwnChannels + index % kPairs * 2));
-      }
-      __syncwarp();  // the last lanes may have had nothing to send
-      cluster_arrive();
-      cluster_wait();
-    }
-#pragma unroll 1
-    for (int index = static_cast<int>(threadIdx.x); index < layout.tokens * kPairs; index += Shape::kWarps * kWarpLanes) {
-      const int token = index / kPairs;
-      const int own = part * Shape::kOwnChannels + index % kPairs * 2;
-      const long long channel = static_cast<long long>(tile) * Shape::kChannels + own;
-      if (first_token + token >= operands.m || channel >= operands.oc) continue;
-      float2 sum = total(token, own);
+      partial_barrier<Shape::kWarps * kWarpLanes>();
+
+      // Of the warps along k, of a token and a pair of channels.
+      const auto total = [&](int token, int channel) {
+        const float* s_pair =
+            s_sums + token * Shape::kChannels + (channel ^ token / Tokens::kQuadStep % 4 * Weights::kExchanged);
+        float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+        for (int warps = 0; warps < Shape::kDepthWarps; ++warps) {
+          const float2 partial = *reinterpret_cast<const float2*>(s_pair + warps * Shape::kTokenSums);
+          sum.x += partial.x;
+          sum.y += partial.y;
+        }
+        return sum;
+      };
+      constexpr int kPairs = Shape::kOwnChannels / 2;
+      const int left = layout.tokens - first;
+      const int pairs = (left < Shape::kSumTokens ? left : Shape::kSumTokens) * kPairs;
       if constexpr (Shape::kParts == 2) {
-        const float2 received = reinterpret_cast<const float2*>(s_received)[index];
-        sum.x += received.x;
-        sum.y += received.y;
+        cluster_wait();  // the other part has begun, or has read what it received
+        const unsigned s_other = cluster_address(shared_address(s_received), part ^ 1);
+#pragma unroll 1
+        for (int index = static_cast<int>(threadIdx.x); index < pairs; index += Shape::kWarps * kWarpLanes) {
+          const int token = index / kPairs;
+          store_cluster(s_other + index * 8, total(token, (part ^ 1) * Shape::kOwnChannels + index % kPairs * 2));
+        }
+        __syncwarp();  // the last lanes may have had nothing to send
+        cluster_arrive();
+        cluster_wait();
       }
-      store_output_pair<true>(operands, first_token + token, channel, sum);
+#pragma unroll 1
+      for (int index = static_cast<int>(threadIdx.x); index < pairs; index += Shape::kWarps * kWarpLanes) {
+        const int token = index / kPairs;
+        const int own = part * Shape::kOwnChannels + index % kPairs * 2;
+        const int row = first_token + first + token;
+        const long long channel = static_cast<long long>(tile) * Shape::kChannels + own;
+        if (row >= operands.m || channel >= operands.oc) continue;
+        float2 sum = total(token, own);
+        if constexpr (Shape::kParts == 2) {
+          const float2 received = reinterpret_cast<const float2*>(s_received)[index];
+          sum.x += received.x;
+          sum.y += received.y;
+        }
+        store_output_pair<true>(operands, row, channel, sum);
+      }
+      if constexpr (Shape::kParts == 2 && Shape::kTokens > Shape::kSumTokens) {
+        if (first + Shape::kSumTokens < layout.tokens) {
+          __syncwarp();
+          cluster_arrive();
+        }
+      }
     }
   }
 }

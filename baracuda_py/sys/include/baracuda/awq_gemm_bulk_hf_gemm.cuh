@@ -30,6 +30,7 @@ struct BulkHfGemm : BulkBoxes<Shape> {
   static constexpr int kRowBytes = kStrips * kLaneBytes;  // of an input channel
   // Neighbouring tiles lie in the same lines: CTAs take them at the same time, so that those come from memory once.
   static constexpr bool kNeighboursTogether = true;
+  static constexpr bool kOneBranch = Shape::kGroups < 4 || Shape::kBlocks == 1;
   static constexpr int kExchanged = 2;  // channels that lanes of other tokens exchange, so that sums lie in distinct banks
 
   __device__ __forceinline__ void copy(unsigned s_unit, unsigned s_barrier, bool) const {
@@ -85,57 +86,32 @@ struct BulkHfGemm : BulkBoxes<Shape> {
     return held;
   }
 
-  // Adds the product of a unit and tokens to `sums`. q - z is exact; f32 sums are scaled once a group.
-  template <typename Element, typename Operand>
-  static __device__ __forceinline__ void multiply(const Held& held, const Operand& tokens, bool scales_bf16,
-                                                  float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
+  // Of a group, operand A of the m16 tiles.
+  template <typename Element>
+  struct Fragments {
     using Pair = Int4Pair<Element>;
-    constexpr int kGroupSlices = kSlices / Shape::kGroups;
-#pragma unroll
-    for (int group = 0; group < Shape::kGroups; ++group) {
-      unsigned upper[Shape::kTilesM], lower[Shape::kTilesM];  // zero terms of rows g, and g + 8
-#pragma unroll
-      for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-        const unsigned zeros = held.r_zeros[group][tile / 2];
-        upper[tile] = Pair::template zero_term<0>(nibble(zeros, tile % 2 * 2));
-        lower[tile] = Pair::template zero_term<1>(nibble(zeros, tile % 2 * 2 + 1));
-      }
-      float partial[Shape::kTilesM][Shape::kTilesN][4] = {};
-#pragma unroll
-      for (int slice = group * kGroupSlices; slice < (group + 1) * kGroupSlices; ++slice) {
-        unsigned b[Shape::kTilesN][4];
-        tokens.read(b, slice);
-#pragma unroll
-        for (int step = 0; step < 2; ++step) {
-#pragma unroll
-          for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-            const uint4& words = held.r_words[tile / 2][slice];
-            const unsigned first = step == 0 ? words.x : words.z, second = step == 0 ? words.y : words.w;
-            unsigned a[4];
-            if (tile % 2 == 0) {
-              a[0] = Pair::template spread_pair<0>(first, upper[tile]);
-              a[1] = Pair::template spread_pair<1>(first, lower[tile]);
-              a[2] = Pair::template spread_pair<0>(second, upper[tile]);
-              a[3] = Pair::template spread_pair<1>(second, lower[tile]);
-            } else {
-              a[0] = Pair::template spread_pair<2>(first, upper[tile]);
-              a[1] = Pair::template spread_pair<3>(first, lower[tile]);
-              a[2] = Pair::template spread_pair<2>(second, upper[tile]);
-              a[3] = Pair::template spread_pair<3>(second, lower[tile]);
-            }
-#pragma unroll
-            for (int n = 0; n < Shape::kTilesN; ++n) {
-              mma_m16n8k16<Element>(partial[tile][n], a, b[n][2 * step], b[n][2 * step + 1]);
-            }
-          }
-        }
-      }
-#pragma unroll
-      for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-        add_scaled(partial[tile], scale_pair_to_f32(held.r_scales[group][tile], scales_bf16), sums[tile]);
+    const Held& held;
+    unsigned r_upper[Shape::kTilesM], r_lower[Shape::kTilesM];  // zero terms of rows g, and g + 8
+
+    __device__ __forceinline__ Fragments(const Held& unit, int group) : held(unit) {
+      stored_zero_terms<Element>(held.r_zeros[group], r_upper, r_lower);
+    }
+    __device__ __forceinline__ void get(int slice, int step, int tile, unsigned (&a)[4]) const {
+      const uint4& words = held.r_words[tile / 2][slice];
+      const unsigned first = step == 0 ? words.x : words.z, second = step == 0 ? words.y : words.w;
+      if (tile % 2 == 0) {
+        a[0] = Pair::template spread_pair<0>(first, r_upper[tile]);
+        a[1] = Pair::template spread_pair<1>(first, r_lower[tile]);
+        a[2] = Pair::template spread_pair<0>(second, r_upper[tile]);
+        a[3] = Pair::template spread_pair<1>(second, r_lower[tile]);
+      } else {
+        a[0] = Pair::template spread_pair<2>(first, r_upper[tile]);
+        a[1] = Pair::template spread_pair<3>(first, r_lower[tile]);
+        a[2] = Pair::template spread_pair<2>(second, r_upper[tile]);
+        a[3] = Pair::template spread_pair<3>(second, r_lower[tile]);
       }
     }
-  }
+  };
 
   // The channel of a lane's row of a m16 tile: its g'th, or its g + 8'th.
   static __device__ __forceinline__ int channel(int lane, int tile, int lower) {

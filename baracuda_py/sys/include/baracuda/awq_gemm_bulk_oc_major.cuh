@@ -12,9 +12,9 @@ namespace baracuda {
 // What a lane needs of a unit, in registers: then it may be overwritten.
 template <typename Shape>
 struct HeldRows {
-  uint4 r_words[Shape::kBlocks][kSlices];             // of a strip's four slots
-  unsigned r_scales[Shape::kGroups * Shape::kTilesM];  // (groups, tiles), of rows g and g + 8
-  unsigned r_zeros[Shape::kGroups][Shape::kBlocks];    // slot r in nibble 2r
+  uint4 r_words[Shape::kBlocks][kSlices];            // of a strip's four slots
+  unsigned r_scales[Shape::kGroups][Shape::kTilesM];  // of rows g and g + 8
+  unsigned r_zeros[Shape::kGroups][Shape::kBlocks];   // slot r in nibble 2r
 };
 
 template <typename Shape>
@@ -27,6 +27,7 @@ struct BulkOcMajor : BulkBoxes<Shape> {
   using Boxes::kZeros;
   static constexpr int kRowBytes = kBlockDepth / 2;  // of an output channel
   static constexpr bool kNeighboursTogether = false;  // a CTA takes tiles that follow each other
+  static constexpr bool kOneBranch = true;
   static constexpr int kExchanged = 8;  // channels that lanes of other tokens exchange, so that sums lie in distinct banks
 
   // Where 16 bytes of a row lie: by its address, for swizzling rows of 64 bytes repeats in 512, and a unit begins at a
@@ -94,66 +95,46 @@ struct BulkOcMajor : BulkBoxes<Shape> {
       ldmatrix_x4_transposed(scales, shared_address(s_unit) + kWeightBytes + (2 * wanted + lane % 2) * kLaneBytes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (pair + i < kPairs) held.r_scales[pair + i] = scales[i];
+        if (pair + i < kPairs) held.r_scales[(pair + i) / Shape::kTilesM][(pair + i) % Shape::kTilesM] = scales[i];
       }
     }
     return held;
   }
 
-  // Adds the product of a unit and tokens to `sums`. q - z is exact; f32 sums are scaled once a group.
-  template <typename Element, typename Operand>
-  static __device__ __forceinline__ void multiply(const Held& held, const Operand& tokens, bool scales_bf16,
-                                                  float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
+  // Of a group, operand A of the m16 tiles.
+  template <typename Element>
+  struct Fragments {
     using Pair = Int4Pair<Element>;
-    constexpr int kGroupSlices = kSlices / Shape::kGroups;
-#pragma unroll
-    for (int group = 0; group < Shape::kGroups; ++group) {
-      unsigned even[Shape::kTilesM][2], odd[Shape::kTilesM][2];  // zero terms of positions, of rows g and g + 8
-#pragma unroll
-      for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-#pragma unroll
-        for (int lower = 0; lower < 2; ++lower) {
-          const unsigned zero = nibble(held.r_zeros[group][tile / 2], 2 * (tile % 2 * 2 + lower));
-          even[tile][lower] = Pair::template zero_term<0>(zero);
-          odd[tile][lower] = Pair::template zero_term<1>(zero);
-        }
-      }
-      float partial[Shape::kTilesM][Shape::kTilesN][4] = {};
-#pragma unroll
-      for (int slice = group * kGroupSlices; slice < (group + 1) * kGroupSlices; ++slice) {
-        unsigned b[Shape::kTilesN][4];
-        tokens.read(b, slice);
-#pragma unroll
-        for (int step = 0; step < 2; ++step) {
-#pragma unroll
-          for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-            const uint4& words = held.r_words[tile / 2][slice];
-            const unsigned upper = tile % 2 == 0 ? words.x : words.z, lower = tile % 2 == 0 ? words.y : words.w;
-            unsigned a[4];
-            if (step == 0) {
-              a[0] = Pair::template spread_pair<0>(upper, even[tile][0]);
-              a[1] = Pair::template spread_pair<0>(lower, even[tile][1]);
-              a[2] = Pair::template spread_pair<1>(upper, odd[tile][0]);
-              a[3] = Pair::template spread_pair<1>(lower, odd[tile][1]);
-            } else {
-              a[0] = Pair::template spread_pair<2>(upper, even[tile][0]);
-              a[1] = Pair::template spread_pair<2>(lower, even[tile][1]);
-              a[2] = Pair::template spread_pair<3>(upper, odd[tile][0]);
-              a[3] = Pair::template spread_pair<3>(lower, odd[tile][1]);
-            }
-#pragma unroll
-            for (int n = 0; n < Shape::kTilesN; ++n) {
-              mma_m16n8k16<Element>(partial[tile][n], a, b[n][2 * step], b[n][2 * step + 1]);
-            }
-          }
-        }
-      }
+    const Held& held;
+    unsigned r_even[Shape::kTilesM][2], r_odd[Shape::kTilesM][2];  // zero terms of positions, of rows g and g + 8
+
+    __device__ __forceinline__ Fragments(const Held& unit, int group) : held(unit) {
 #pragma unroll
       for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-        add_scaled(partial[tile], scale_pair_to_f32(held.r_scales[group * Shape::kTilesM + tile], scales_bf16), sums[tile]);
+        const unsigned zeros = held.r_zeros[group][tile / 2];
+        const unsigned both = tile % 2 == 0 ? join_low_halves(zeros, zeros) : join_high_halves(zeros, zeros);
+        r_even[tile][0] = Pair::template stored_zero_term<0>(both);
+        r_even[tile][1] = Pair::template stored_zero_term<2>(both);
+#pragma unroll
+        for (int lower = 0; lower < 2; ++lower) r_odd[tile][lower] = Pair::odd_zero_term(r_even[tile][lower]);
       }
     }
-  }
+    __device__ __forceinline__ void get(int slice, int step, int tile, unsigned (&a)[4]) const {
+      const uint4& words = held.r_words[tile / 2][slice];
+      const unsigned upper = tile % 2 == 0 ? words.x : words.z, lower = tile % 2 == 0 ? words.y : words.w;
+      if (step == 0) {
+        a[0] = Pair::template spread_pair<0>(upper, r_even[tile][0]);
+        a[1] = Pair::template spread_pair<0>(lower, r_even[tile][1]);
+        a[2] = Pair::template spread_pair<1>(upper, r_odd[tile][0]);
+        a[3] = Pair::template spread_pair<1>(lower, r_odd[tile][1]);
+      } else {
+        a[0] = Pair::template spread_pair<2>(upper, r_even[tile][0]);
+        a[1] = Pair::template spread_pair<2>(lower, r_even[tile][1]);
+        a[2] = Pair::template spread_pair<3>(upper, r_odd[tile][0]);
+        a[3] = Pair::template spread_pair<3>(lower, r_odd[tile][1]);
+      }
+    }
+  };
 
   // The channel of a lane's row of a m16 tile: its g'th, or its g + 8'th.
   static __device__ __forceinline__ int channel(int lane, int tile, int lower) { return 16 * tile + lane / 4 + 8 * lower; }

@@ -5,12 +5,21 @@
 
 namespace baracuda {
 
+// What a lane needs of a unit, in registers: then it may be overwritten.
+template <typename Shape>
+struct HeldBlocks {
+  uint4 r_words[Shape::kTilesM][2];                  // of the halves of a block's input channels
+  unsigned r_scales[Shape::kGroups][Shape::kTilesM];  // of rows g and g + 8
+  unsigned r_zeros[Shape::kGroups][Shape::kBlocks];   // of rows g and g + 8 of the first m16 tile, then of the second
+};
+
 template <typename Shape>
 struct BulkTiled {
   using Tokens = TokenBoxes;
   static constexpr unsigned kUnitBytes = block_bytes(Shape::kGroups) * Shape::kBlocks;
   static constexpr unsigned kCopiedBytes = kUnitBytes;
   static constexpr bool kNeighboursTogether = false;  // a CTA takes tiles that follow each other
+  static constexpr bool kOneBranch = true;
   static constexpr int kExchanged = 8;  // channels that lanes of other tokens exchange, so that sums lie in distinct banks
 
   const unsigned char* g_weights;
@@ -49,13 +58,48 @@ struct BulkTiled {
 
   using Held = HeldBlocks<Shape>;
   static __device__ __forceinline__ Held hold(const unsigned char* s_unit, int lane) {
-    return Held(SharedBlocks<Shape>{s_unit, lane});
+    Held held;
+    const SharedBlocks<Shape> blocks{s_unit, lane};
+    const int row = lane / 4;
+#pragma unroll
+    for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) held.r_words[tile][half] = blocks.words(tile, half);
+    }
+#pragma unroll
+    for (int group = 0; group < Shape::kGroups; ++group) {
+#pragma unroll
+      for (int tile = 0; tile < Shape::kTilesM; tile += 2) {
+        const unsigned char* s_block = blocks.block(tile);
+        const uint2 scales = *reinterpret_cast<const uint2*>(s_block + scale_offset(group) + row * 8);
+        held.r_scales[group][tile] = scales.x;
+        held.r_scales[group][tile + 1] = scales.y;
+        held.r_zeros[group][tile / 2] =
+            *reinterpret_cast<const unsigned short*>(s_block + zero_offset(Shape::kGroups, group) + row * 2);
+      }
+    }
+    return held;
   }
-  template <typename Element, typename Operand>
-  static __device__ __forceinline__ void multiply(const Held& held, const Operand& tokens, bool scales_bf16,
-                                                  float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
-    multiply_block<Shape, Element>(held, tokens, scales_bf16, sums);
-  }
+
+  // Of a group, operand A of the m16 tiles.
+  template <typename Element>
+  struct Fragments {
+    using Pair = Int4Pair<Element>;
+    const Held& held;
+    unsigned r_upper[Shape::kTilesM], r_lower[Shape::kTilesM];  // zero terms of rows g, and g + 8
+
+    __device__ __forceinline__ Fragments(const Held& unit, int group) : held(unit) {
+      stored_zero_terms<Element>(held.r_zeros[group], r_upper, r_lower);
+    }
+    __device__ __forceinline__ void get(int slice, int step, int tile, unsigned (&a)[4]) const {
+      const uint4& words = held.r_words[tile][slice / 2];
+      const unsigned word = slice % 2 == 0 ? (step == 0 ? words.x : words.y) : (step == 0 ? words.z : words.w);
+      a[0] = Pair::template spread_pair<0>(word, r_upper[tile]);
+      a[1] = Pair::template spread_pair<1>(word, r_lower[tile]);
+      a[2] = Pair::template spread_pair<2>(word, r_upper[tile]);
+      a[3] = Pair::template spread_pair<3>(word, r_lower[tile]);
+    }
+  };
 
   // The channel of a lane's row of a m16 tile: its g'th, or its g + 8'th.
   static __device__ __forceinline__ int channel(int lane, int tile, int lower) { return 16 * tile + lane / 4 + 8 * lower; }

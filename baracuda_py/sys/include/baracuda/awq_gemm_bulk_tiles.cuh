@@ -2,10 +2,11 @@
 //
 // An entry's name has its channels (c), where two CTAs share out k its parts (p), its tokens (t) and groups of a block (g).
 // grid (ceil(oc / channels / tiles) * parts, ceil(m / tokens)). Threads, and bytes of dynamic shared memory, as BulkShape and
-// BulkLayout say: `slots` times depth warps * 256 * tokens, rounded up to 1024, warps * stages units, depth warps * t * c
-// sums of 4 bytes and, of two parts, t * c / 2 more, and 8 bytes for each unit and twice for each slot, or more. x_map is x
-// as (ic / 64, m, 64) with boxes of (2 * depth warps, tokens, 64), swizzled over 128 bytes; tokens <= t. Of two parts, tiles
-// is 1, and ic more than a chunk. `overlaps` is 1 where the launch may begin before the one ahead of it has ended.
+// BulkLayout say: `slots` times depth warps * 256 * tokens, rounded up to 1024, warps * stages units, depth warps * s * c
+// sums of 4 bytes, of s = min(t, 16) tokens, and, of two parts, s * c / 2 more, and 8 bytes for each unit and twice for each
+// slot, or more. x_map is x as (ic / 64, m, 64) with boxes of (2 * depth warps, tokens, 64), swizzled over 128 bytes;
+// tokens <= t. Of two parts, tiles is 1, and ic more than a chunk. `overlaps` is 1 where the launch may begin before the one
+// ahead of it has ended.
 #pragma once
 
 #include "baracuda/awq_gemm_bulk.cuh"
@@ -36,13 +37,17 @@ using BulkC128 = BulkShape<WeightsOf, 2, kC128RowWarps, kC128DepthWarps, kTokenT
 #define BARACUDA_BULK_ENTRIES(prefix, Element, kGroups)                            \
   BARACUDA_BULK_ENTRY(prefix##_c32_t8_g##kGroups, , Element, BulkC32, 1, kGroups)  \
   BARACUDA_BULK_ENTRY(prefix##_c32_t16_g##kGroups, , Element, BulkC32, 2, kGroups) \
+  BARACUDA_BULK_ENTRY(prefix##_c32_t32_g##kGroups, , Element, BulkC32, 4, kGroups) \
   BARACUDA_BULK_ENTRY(prefix##_c64_t8_g##kGroups, , Element, BulkC64, 1, kGroups)  \
-  BARACUDA_BULK_ENTRY(prefix##_c64_t16_g##kGroups, , Element, BulkC64, 2, kGroups)
+  BARACUDA_BULK_ENTRY(prefix##_c64_t16_g##kGroups, , Element, BulkC64, 2, kGroups) \
+  BARACUDA_BULK_ENTRY(prefix##_c64_t32_g##kGroups, , Element, BulkC64, 4, kGroups)
 // Of 128 channels.
-#define BARACUDA_BULK_C128_ENTRIES(prefix, Element, kGroups)                        \
-  BARACUDA_BULK_ENTRY(prefix##_c128_t8_g##kGroups, , Element, BulkC128, 1, kGroups) \
-  BARACUDA_BULK_ENTRY(prefix##_c128_t16_g##kGroups, , Element, BulkC128, 2, kGroups)
+#define BARACUDA_BULK_C128_ENTRIES(prefix, Element, kGroups)                         \
+  BARACUDA_BULK_ENTRY(prefix##_c128_t8_g##kGroups, , Element, BulkC128, 1, kGroups)  \
+  BARACUDA_BULK_ENTRY(prefix##_c128_t16_g##kGroups, , Element, BulkC128, 2, kGroups) \
+  BARACUDA_BULK_ENTRY(prefix##_c128_t32_g##kGroups, , Element, BulkC128, 4, kGroups)
 // Of two parts.
-#define BARACUDA_BULK_PARTS_ENTRIES(prefix, Element, kGroups)                                                   \
-  BARACUDA_BULK_ENTRY(prefix##_c64_p2_t8_g##kGroups, __cluster_dims__(2, 1, 1), Element, BulkC64P2, 1, kGroups) \
-  BARACUDA_BULK_ENTRY(prefix##_c64_p2_t16_g##kGroups, __cluster_dims__(2, 1, 1), Element, BulkC64P2, 2, kGroups)
+#define BARACUDA_BULK_PARTS_ENTRIES(prefix, Element, kGroups)                                                    \
+  BARACUDA_BULK_ENTRY(prefix##_c64_p2_t8_g##kGroups, __cluster_dims__(2, 1, 1), Element, BulkC64P2, 1, kGroups)  \
+  BARACUDA_BULK_ENTRY(prefix##_c64_p2_t16_g##kGroups, __cluster_dims__(2, 1, 1), Element, BulkC64P2, 2, kGroups) \
+  BARACUDA_BULK_ENTRY(prefix##_c64_p2_t32_g##kGroups, __cluster_dims__(2, 1, 1), Element, BulkC64P2, 4, kGroups)

@@ -209,27 +209,6 @@ __device__ __forceinline__ unsigned element_scales<__nv_bfloat16>(unsigned pair,
   return pair_from_f32<__nv_bfloat16>(scales.x, scales.y);
 }
 
-// Int4Pair's terms of zero points as they are stored: in either half of a word, of m16 tile t and row r + 8 h, nibble
-// 2 t + h = kNibble.
-template <typename Element>
-struct StoredZeros;
-template <>
-struct StoredZeros<__half> {
-  template <int kNibble>
-  static __device__ __forceinline__ unsigned term(unsigned zeros) {
-    const unsigned shifted = kNibble < 2 ? zeros : zeros >> 8;
-    return kNibble % 2 == 0 ? mask_or<0x000f000fu, 0xe400e400u>(shifted)   // -(1024 + z)
-                            : mask_or<0x00f000f0u, 0xd400d400u>(shifted);  // -(64 + z)
-  }
-};
-template <>
-struct StoredZeros<__nv_bfloat16> {
-  template <int kNibble>
-  static __device__ __forceinline__ unsigned term(unsigned zeros) {
-    return mask_or<0x000f000fu, 0xc300c300u>(zeros >> (kNibbleBits * kNibble));  // -(128 + z)
-  }
-};
-
 // The weights of a warp in its slice of a block, and what they are made with.
 template <typename Tile, typename Element>
 struct TiledSlice {
@@ -260,10 +239,10 @@ struct TiledSlice {
     if (step * kGroups % Tile::kSteps != 0) return;
     const int group = step * kGroups / Tile::kSteps;
     const unsigned zeros = join_low_halves(r_zeros[group], r_zeros[group]);
-    r_terms[0][0] = StoredZeros<Element>::template term<0>(zeros);
-    r_terms[0][1] = StoredZeros<Element>::template term<1>(zeros);
-    r_terms[1][0] = StoredZeros<Element>::template term<2>(zeros);
-    r_terms[1][1] = StoredZeros<Element>::template term<3>(zeros);
+    r_terms[0][0] = Pair::template stored_zero_term<0>(zeros);
+    r_terms[0][1] = Pair::template stored_zero_term<1>(zeros);
+    r_terms[1][0] = Pair::template stored_zero_term<2>(zeros);
+    r_terms[1][1] = Pair::template stored_zero_term<3>(zeros);
 #pragma unroll
     for (int tile = 0; tile < Tile::kTilesM; ++tile) {
       const unsigned scales =

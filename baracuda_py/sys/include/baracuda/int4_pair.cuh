@@ -21,7 +21,8 @@ __device__ __forceinline__ unsigned join_high_halves(unsigned a, unsigned b) {
 
 // "Spread" pairs: position i (0..3) of a word is its nibble i (low element) with its nibble i + 4 (high
 // element). `zero_term` and `spread_pair` of one position belong together; both elements share the zero
-// point.
+// point. `stored_zero_term` is the term of position kNibble for the zero point in that nibble of either half of `zeros`,
+// `odd_zero_term` that of positions 1 and 3 for the zero point of which `even` is that of 0 and 2.
 template <typename Element>
 struct Int4Pair;
 
@@ -32,6 +33,14 @@ struct Int4Pair<__half> {
   static __device__ __forceinline__ unsigned zero_term(unsigned zero) {
     return kPosition % 2 == 0 ? 0xe400e400u | zero * 0x00010001u   // -(1024 + z)
                               : 0xd400d400u | zero * 0x00100010u;  // -(64 + z)
+  }
+  template <int kNibble>
+  static __device__ __forceinline__ unsigned stored_zero_term(unsigned zeros) {
+    const unsigned shifted = kNibble < 2 ? zeros : zeros >> 8;
+    return kNibble % 2 == 0 ? mask_or<0x000f000fu, 0xe400e400u>(shifted) : mask_or<0x00f000f0u, 0xd400d400u>(shifted);
+  }
+  static __device__ __forceinline__ unsigned odd_zero_term(unsigned even) {
+    return fma_pair<__half>(even, kOne, 0x63806380u);  // + 960
   }
 
   template <int kPosition>
@@ -64,6 +73,11 @@ struct Int4Pair<__nv_bfloat16> {
   static __device__ __forceinline__ unsigned zero_term(unsigned zero) {
     return 0xc300c300u | zero * 0x00010001u;  // -(128 + z)
   }
+  template <int kNibble>
+  static __device__ __forceinline__ unsigned stored_zero_term(unsigned zeros) {
+    return mask_or<0x000f000fu, 0xc300c300u>(zeros >> (kNibbleBits * kNibble));
+  }
+  static __device__ __forceinline__ unsigned odd_zero_term(unsigned even) { return even; }
 
   template <int kPosition>
   static __device__ __forceinline__ unsigned spread_pair(unsigned word, unsigned zero_term) {

@@ -1,9 +1,10 @@
 // See awq_gemm_bulk_hf_gemm_entries.cuh.
 //
-// For 16 tokens the kernels want some registers more than nine warps leave them:
-// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c128_t16_g2 72
-// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_p2_t16_g2 24
-// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_t16_g2 24
+// For 32 tokens the kernels want some registers more than eight warps can have:
+// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_t32_g2 208
+// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c128_t32_g2 240
+// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_p2_t16_g2 20
+// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_p2_t32_g2 184
 #include "baracuda/awq_gemm_bulk_hf_gemm_entries.cuh"
 
 BARACUDA_BULK_ENTRIES(awq_gemm_bulk_sm90a_bf16_hf_gemm, __nv_bfloat16, 2)
