@@ -64,7 +64,7 @@ _SUM_TOKENS = 16  # kSumTokens of awq_gemm_bulk.cuh, at most
 _LONGER = {
     "tiled": (1.0, 1.12, 1.7),
     "hf_gemm": (1.0, 1.12, 1.55),
-    "oc_major": (1.0, 1.2, 1.95),
+    "oc_major": (1.0, 1.2, 1.8),
 }
 
 
@@ -248,7 +248,7 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     passes = _ceil_div(desc.m, _ENTRY_TOKENS[-1])
     rounds = _ceil_div(tile.blocks(desc.oc, device.sm_count) * passes, sms)
     oc_major = desc.weight_layout.value == "oc_major"
-    again = (0.7 if tile.parts > 1 else 0.8 if oc_major else 0.9) * (rounds - 1) + 0.2 * (passes - rounds)
+    again = (0.9 if desc.weight_layout.holds_scales else 0.85) * (rounds - 1) + 0.2 * (passes - rounds)
     # Launch and end, which takes longer where more SMs end together, or wait for each other; and the share of bandwidth
     # that is reached, of all of it and of an SM's part. Measured on an H100.
     filled = min(1.0, desc.oc * desc.ic / 2 / (_IN_FLIGHT * sms))

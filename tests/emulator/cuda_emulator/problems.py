@@ -85,7 +85,7 @@ _OF_VARIANT: dict[str, tuple[Any, ...]] = {
         bp.Int4AwqGemmDescriptor(16, 5760, 520, -1, None, _TILED, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(16, 9472, 264, 128, None, _TILED, bp.ElementKind.BF16),  # one tile, the same
         # Sums of 16 rows, then of the others; the second half of the rows to thread blocks of their own.
-        bp.Int4AwqGemmDescriptor(27, 2240, 520, 32, None, _TILED, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(27, 2304, 520, 128, None, _TILED, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(45, 2240, 264, 64, None, _TILED),
     ),
     "bulk_hf_gemm": (
@@ -93,11 +93,12 @@ _OF_VARIANT: dict[str, tuple[Any, ...]] = {
         bp.Int4AwqGemmDescriptor(16, 3200, 1056, -1, None, _HF_GEMM, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(16, 5696, 544, 64, None, _HF_GEMM, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(9, 192, 32, 32, None, _HF_GEMM),
-        bp.Int4AwqGemmDescriptor(27, 1728, 1056, 64, None, _HF_GEMM, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(27, 1728, 1056, 32, None, _HF_GEMM, bp.ElementKind.BF16),
         # Two thread blocks share out ic, the second with less of it.
         bp.Int4AwqGemmDescriptor(19, 4416, 160, 64, None, _HF_GEMM, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(16, 9408, 160, -1, None, _HF_GEMM, bp.ElementKind.BF16),
         bp.Int4AwqGemmDescriptor(14, 4416, 160, 64, None, _HF_GEMM, bp.ElementKind.BF16),
+        bp.Int4AwqGemmDescriptor(29, 4352, 160, 128, None, _HF_GEMM, bp.ElementKind.BF16),
     ),
     "bulk_oc_major": (
         bp.Int4AwqGemmDescriptor(3, 128, 544, -1, None, _OC_MAJOR, bp.ElementKind.BF16),

@@ -510,7 +510,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       }
       if constexpr (Shape::kParts == 2 && Shape::kTokens > Shape::kSumTokens) {
         if (first + Shape::kSumTokens < layout.tokens) {
-          __syncwarp();
+          __syncwarp();  // the last lanes may have had nothing to store
           cluster_arrive();
         }
       }
