@@ -14,6 +14,7 @@ from baracuda_py.sys.sources import find_sources
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
+
 def _clean_runs() -> list[tuple[tuple[int, int], dict[str, str]]]:
     """Capability and launched PTX, `arch/module` to sha256, of every recorded run that passed."""
     runs = []

@@ -73,6 +73,11 @@ def _module(layout: str, element: ElementKind, groups: int) -> str:
     return f"quantize.awq_gemm.{'tiled' if layout == 'tiled' else f'bulk_{layout}'}_{element.name.lower()}_g{groups}"
 
 
+def _constant(name: str) -> int:
+    """Of the kernels' sources."""
+    return module(_module("tiled", ElementKind.F16, 1), _ARCH.name.lower()).constant(name)  # all say the same
+
+
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -87,9 +92,8 @@ class _Tile:
     parts: int = 1  # thread blocks of a cluster that share out ic
 
     @classmethod
-    def of(cls, channels: int, layout: str, parts: int = 1) -> _Tile:
-        code = module(_module(layout, ElementKind.F16, 1), _ARCH.name.lower())  # all say the same
-        row_warps, depth_warps = (code.constant(f"kC{channels}{part}Warps") for part in ("Row", "Depth"))
+    def of(cls, channels: int, parts: int = 1) -> _Tile:
+        row_warps, depth_warps = (_constant(f"kC{channels}{part}Warps") for part in ("Row", "Depth"))
         return cls(channels, row_warps, depth_warps, parts)
 
     @property
@@ -115,8 +119,7 @@ class _Tile:
 
     def threads(self, tokens: int) -> int:
         """Of a thread block, with those that copy x."""
-        code = module(_module("tiled", ElementKind.F16, 1), _ARCH.name.lower())
-        return 32 * (self.warps + code.constant("kT8CopyingWarps" if tokens <= 8 else "kT16CopyingWarps"))
+        return 32 * (self.warps + _constant("kT8CopyingWarps" if tokens <= 8 else "kT16CopyingWarps"))
 
     def slot_nbytes(self, tokens: int) -> int:
         """A chunk of x: as many blocks as the tile has warps along ic."""
@@ -167,16 +170,15 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     HF_GEMM's 32 channels are half of what memory is read by: where 64 would leave half of the SMs idle, two thread
     blocks share out ic, if it is long and that takes most SMs. It does not depend on m, so that m changes no bits.
     """
-    layout: str = desc.weight_layout.value
     channels = _CHANNELS
     if _halves_sectors(desc) and 2 * _ceil_div(desc.oc, 64) > device.sm_count:
         channels = _CHANNELS_OF_HF_GEMM
     elif _halves_sectors(desc):
-        halves = _Tile.of(64, layout, 2)
+        halves = _Tile.of(64, 2)
         columns = Tiling(desc.ic, desc.oc, desc.group_size).columns
         long = columns > _SHORT * halves.depth_warps and 2 * halves.blocks(desc.oc, device.sm_count) > device.sm_count
-        return halves if long else _Tile.of(32, layout)
-    tiles = [_Tile.of(count, layout) for count in channels]
+        return halves if long else _Tile.of(32)
+    tiles = [_Tile.of(count) for count in channels]
     most = [tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels for tile in tiles]
     return next(tile for tile, channels in zip(tiles, most, strict=True) if channels <= _UNEVEN * min(most))
 

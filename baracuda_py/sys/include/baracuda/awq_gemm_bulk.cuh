@@ -5,8 +5,8 @@
 // A CTA computes kTokens tokens of one or more tiles of kChannels output channels, one after another. Its warps share out
 // a tile: kRowWarps take 32 or 64 channels each, kDepthWarps share out the blocks of 128 input channels (warp w takes w,
 // w + kDepthWarps, ...). Each streams its own blocks through a ring of its own, by bulk copies that one lane issues, so
-// that no barrier of the CTA lies between the first block of a tile and the last, and copies go on from tile to tile. One
-// more warp copies x, for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once.
+// that no barrier of the CTA lies between the first block of a tile and the last, and copies go on from tile to tile. A
+// further warp copies x, for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once.
 //
 // The copy engine begins late, behind barriers and what leads to them: instructions and parameters come from memory at first
 // (H100, 0.2 to 0.4 us of a launch). So the lanes of a warp ask for its first unit themselves, before anything else.
@@ -149,20 +149,25 @@ struct HeldTokens {
   }
 };
 
-// Zero terms of rows g and g + 8 of m16 tiles, whose zero points are the nibbles of a word for every two.
-template <typename Element, int kTiles>
-__device__ __forceinline__ void stored_zero_terms(const unsigned (&zeros)[kTiles / 2], unsigned (&upper)[kTiles],
-                                                  unsigned (&lower)[kTiles]) {
+// What operand A of a group is made of, where the zero points of two m16 tiles are the nibbles of a word.
+template <typename Shape, typename Element>
+struct RowFragments {
   using Pair = Int4Pair<Element>;
+  using Held = typename Shape::Weights::Held;
+  const Held& held;
+  unsigned r_upper[Shape::kTilesM], r_lower[Shape::kTilesM];  // zero terms of rows g, and g + 8
+
+  __device__ __forceinline__ RowFragments(const Held& unit, int group) : held(unit) {
 #pragma unroll
-  for (int tile = 0; tile < kTiles; tile += 2) {
-    const unsigned both = join_low_halves(zeros[tile / 2], zeros[tile / 2]);
-    upper[tile] = Pair::template stored_zero_term<0>(both);
-    lower[tile] = Pair::template stored_zero_term<1>(both);
-    upper[tile + 1] = Pair::template stored_zero_term<2>(both);
-    lower[tile + 1] = Pair::template stored_zero_term<3>(both);
+    for (int tile = 0; tile < Shape::kTilesM; tile += 2) {
+      const unsigned both = join_low_halves(held.r_zeros[group][tile / 2], held.r_zeros[group][tile / 2]);
+      r_upper[tile] = Pair::template stored_zero_term<0>(both);
+      r_lower[tile] = Pair::template stored_zero_term<1>(both);
+      r_upper[tile + 1] = Pair::template stored_zero_term<2>(both);
+      r_lower[tile + 1] = Pair::template stored_zero_term<3>(both);
+    }
   }
-}
+};
 
 // Adds the product of a unit and tokens to `sums`. q - z is exact; f32 sums are scaled once a group.
 template <typename Shape, typename Element, typename Tokens>

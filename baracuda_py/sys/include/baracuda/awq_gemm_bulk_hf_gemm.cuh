@@ -88,16 +88,14 @@ struct BulkHfGemm : BulkBoxes<Shape> {
 
   // Of a group, operand A of the m16 tiles.
   template <typename Element>
-  struct Fragments {
+  struct Fragments : RowFragments<Shape, Element> {
     using Pair = Int4Pair<Element>;
-    const Held& held;
-    unsigned r_upper[Shape::kTilesM], r_lower[Shape::kTilesM];  // zero terms of rows g, and g + 8
+    using RowFragments<Shape, Element>::RowFragments;
+    using RowFragments<Shape, Element>::r_upper;
+    using RowFragments<Shape, Element>::r_lower;
 
-    __device__ __forceinline__ Fragments(const Held& unit, int group) : held(unit) {
-      stored_zero_terms<Element>(held.r_zeros[group], r_upper, r_lower);
-    }
     __device__ __forceinline__ void get(int slice, int step, int tile, unsigned (&a)[4]) const {
-      const uint4& words = held.r_words[tile / 2][slice];
+      const uint4& words = this->held.r_words[tile / 2][slice];
       const unsigned first = step == 0 ? words.x : words.z, second = step == 0 ? words.y : words.w;
       if (tile % 2 == 0) {
         a[0] = Pair::template spread_pair<0>(first, r_upper[tile]);

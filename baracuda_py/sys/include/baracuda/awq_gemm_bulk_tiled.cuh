@@ -83,16 +83,14 @@ struct BulkTiled {
 
   // Of a group, operand A of the m16 tiles.
   template <typename Element>
-  struct Fragments {
+  struct Fragments : RowFragments<Shape, Element> {
     using Pair = Int4Pair<Element>;
-    const Held& held;
-    unsigned r_upper[Shape::kTilesM], r_lower[Shape::kTilesM];  // zero terms of rows g, and g + 8
+    using RowFragments<Shape, Element>::RowFragments;
+    using RowFragments<Shape, Element>::r_upper;
+    using RowFragments<Shape, Element>::r_lower;
 
-    __device__ __forceinline__ Fragments(const Held& unit, int group) : held(unit) {
-      stored_zero_terms<Element>(held.r_zeros[group], r_upper, r_lower);
-    }
     __device__ __forceinline__ void get(int slice, int step, int tile, unsigned (&a)[4]) const {
-      const uint4& words = held.r_words[tile][slice / 2];
+      const uint4& words = this->held.r_words[tile][slice / 2];
       const unsigned word = slice % 2 == 0 ? (step == 0 ? words.x : words.y) : (step == 0 ? words.z : words.w);
       a[0] = Pair::template spread_pair<0>(word, r_upper[tile]);
       a[1] = Pair::template spread_pair<1>(word, r_lower[tile]);

@@ -1,6 +1,6 @@
 // See awq_gemm_bulk_hf_gemm_entries.cuh.
 //
-// For 32 tokens the kernels want some registers more than eight warps can have:
+// The kernels want some registers more than eight warps can have:
 // baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_t32_g2 208
 // baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c128_t32_g2 240
 // baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_p2_t16_g2 20

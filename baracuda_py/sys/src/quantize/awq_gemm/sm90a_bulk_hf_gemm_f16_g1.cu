@@ -1,6 +1,6 @@
 // See awq_gemm_bulk_hf_gemm_entries.cuh.
 //
-// For 32 tokens the kernels want some registers more than eight warps can have:
+// The kernels want some registers more than eight warps can have:
 // baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c128_t32_g1 112
 // baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c64_p2_t16_g1 20
 #include "baracuda/awq_gemm_bulk_hf_gemm_entries.cuh"
