@@ -117,9 +117,9 @@ class _Tile:
         zeros = self.warp_channels // 2 * tiling.groups_of_block
         return _ceil_div(self.warp_channels // 2 * TILE_COLUMNS + scales + zeros, 2 * _BOX_BYTES) * (2 * _BOX_BYTES)
 
-    def threads(self, tokens: int) -> int:
-        """Of a thread block, with those that copy x."""
-        return 32 * (self.warps + _constant("kT8CopyingWarps" if tokens <= 8 else "kT16CopyingWarps"))
+    def threads(self, tokens: int, tiles: int) -> int:
+        """Of a thread block that takes so many tiles, with those that copy x and those that add sums."""
+        return 32 * (self.warps + _constant("kT8OtherWarps" if tokens <= 8 and tiles == 1 else "kOtherWarps"))
 
     def slot_nbytes(self, tokens: int) -> int:
         """A chunk of x: as many blocks as the tile has warps along ic."""
@@ -231,7 +231,7 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
         Launch(
             f"awq_gemm_{family}_{tile.name}_t{_entry_tokens(tokens)}_g{groups}",
             (tile.blocks(desc.oc, device.sm_count), _ceil_div(desc.m, tokens), 1),
-            (tile.threads(tokens), 1, 1),
+            (tile.threads(tokens, tiles), 1, 1),
             (*operands(desc), tokens, stages, slots, tiles, WhenOverlapping(0, 1),
              token_boxes(desc, tokens, tile.depth_warps), *weights),
             max(_ALONE, tile.shared_nbytes(unit, tokens, stages, slots)),

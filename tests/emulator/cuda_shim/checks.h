@@ -12,7 +12,8 @@
 // Memory of a launch that may not have ended is for threads that have waited for it, or know of one that has.
 //
 // A thread that arrives at an mbarrier passes on what its warp did before its last __syncwarp(), and what it knows of other
-// warps; one that waits for the phase gets to know it. A partial barrier does both for its threads.
+// warps; one that waits for the phase gets to know it. A partial barrier does both for its threads; those that
+// arrive there without waiting pass on as at an mbarrier.
 //
 // Threads and warps are counted through the blocks of a cluster. A warp that arrives at the cluster's barrier passes on
 // what its lanes did before, and what they know; they get to know the others' with the wait.

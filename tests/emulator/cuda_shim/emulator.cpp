@@ -56,6 +56,7 @@ struct Block {
   Extent index;
   int at_barrier, ended;
   int at_partial_barrier[kBarriers];
+  Clock passed_on[kBarriers];  // by those who arrive and do not wait
 };
 
 Random order;
@@ -379,7 +380,12 @@ void open_partial_barrier(int number) {
     if (threads[i].state == State::kAtPartialBarrier && threads[i].partial_barrier == number) passing.push_back(i);
   }
   pass_partial_barrier(passing);
-  for (const int i : passing) threads[i].state = State::kReady;
+  Clock& passed_on = blocks[running->block].passed_on[number];
+  for (const int i : passing) {
+    note_acquire(i, passed_on);
+    threads[i].state = State::kReady;
+  }
+  passed_on.clear();
 }
 
 }  // namespace
@@ -392,6 +398,7 @@ void partial_barrier(int count, int number) {
 }
 
 void arrive_at_partial_barrier(int count, int number) {
+  note_release(running_thread(), blocks[running->block].passed_on[number]);
   if (count_at_partial_barrier(count, number)) open_partial_barrier(number);
 }
 

@@ -38,6 +38,8 @@ using WarpFunction = void (*)(void* const (&operands)[kWarpLanes]);
 void warp_collective(WarpFunction function, void* operands);
 
 void warp_barrier(void* const (&operands)[kWarpLanes]);
+// Operands are bools. Which lane is chosen is not said: not the first here, which code might take it for.
+void elect(void* const (&operands)[kWarpLanes]);
 
 struct Shuffle {
   unsigned mask;

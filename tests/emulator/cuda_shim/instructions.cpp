@@ -254,6 +254,10 @@ unsigned fma_pair_bf16(unsigned a, unsigned b, unsigned c) { return fma_pair<Bf1
 
 void warp_barrier(void* const (&)[kWarpLanes]) { pass_warp_barrier(running_thread() / kWarpLanes); }
 
+void elect(void* const (&operands)[kWarpLanes]) {
+  for (int lane = 0; lane < kWarpLanes; ++lane) *static_cast<bool*>(operands[lane]) = lane == kWarpLanes - 1;
+}
+
 void shuffle_xor(void* const (&operands)[kWarpLanes]) {
   for (int lane = 0; lane < kWarpLanes; ++lane) {
     auto& own = *static_cast<Shuffle*>(operands[lane]);

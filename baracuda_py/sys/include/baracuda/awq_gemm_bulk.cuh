@@ -25,23 +25,23 @@
 #include "baracuda/bulk_copy.cuh"
 #include "baracuda/cluster.cuh"
 #include "baracuda/cp_async.cuh"
+#include "baracuda/elect.cuh"
 #include "baracuda/grid_dependency.cuh"
 #include "baracuda/mbarrier.cuh"
 #include "baracuda/partial_barrier.cuh"
 #include "baracuda/register_count.cuh"
 #include "baracuda/ring_place.cuh"
+#include "baracuda/warp_uniform.cuh"
 
 namespace baracuda {
 
-// Warps that copy x, or wait, of entries for 8 tokens, and for more.
-BARACUDA_CONSTANT(kT8CopyingWarps, 1);
-BARACUDA_CONSTANT(kT16CopyingWarps, 4);
+// Warps beside those that multiply: one copies x, the others add sums. Entries for 8 tokens need no others for one tile.
+BARACUDA_CONSTANT(kOtherWarps, 4);
+BARACUDA_CONSTANT(kT8OtherWarps, 1);
 BARACUDA_CONSTANT(kBoxChannels, 64);  // input channels of a box of x: rows of 128 bytes
 constexpr int kBoxRowBytes = kBoxChannels * 2;
 constexpr int kBlockBoxes = kBlockDepth / kBoxChannels;
 
-constexpr int kLowRegisters = 24;  // of threads that copy, and of the others then
-constexpr int kHighRegisters = 240;
 
 // Shapes of one entry point.
 template <template <typename> class WeightsOf, int kWarpBlocks, int kRows, int kDepths, int kTokenTiles, int kGroupCount,
@@ -55,16 +55,19 @@ struct BulkShape {
   static constexpr int kDepthWarps = kDepths;
   static constexpr int kParts = kClusterParts;  // CTAs that share out k: 1 or 2
   static constexpr int kWarps = kRowWarps * kDepthWarps;
-  // Beyond 8 tokens a warp wants more than the 168 registers that nine leave each: a whole warpgroup, of which one warp copies,
-  // gives up most of its own.
+  // Beyond 8 tokens a warp wants more than its share of the registers: the others, a warpgroup, give up most of their own.
   static constexpr bool kMovesRegisters = kTilesN > 1;
-  static constexpr int kThreads = (kWarps + (kMovesRegisters ? kT16CopyingWarps : kT8CopyingWarps)) * kWarpLanes;
+  static constexpr int kThreads = (kWarps + kOtherWarps) * kWarpLanes;
   static constexpr int kWarpChannels = kBlockChannels * kBlocks;
   static constexpr int kChannels = kWarpChannels * kRowWarps;
   static constexpr int kTokens = 8 * kTilesN;
   static constexpr bool kHoldsTokens = kTilesN <= 2;  // registers suffice for a block's x before its weights come
   static constexpr int kOwnChannels = kChannels / kParts;  // that a CTA stores
   static constexpr int kSumTokens = kTokens < 16 ? kTokens : 16;  // whose sums are added at a time
+  static constexpr bool kAddsApart = kParts == 1 && kTokens == kSumTokens;  // the other warps add sums, of all tiles but a CTA's last
+  static constexpr int kAddingThreads = (kOtherWarps - 1) * kWarpLanes;
+  static constexpr int kLowRegisters = kAddsApart ? 56 : 24;  // of threads that do not multiply, and of those that do then
+  static constexpr int kHighRegisters = kAddsApart ? 224 : 240;
   static constexpr unsigned kTokenSums = kSumTokens * kChannels;
   static constexpr unsigned kReceived = kDepthWarps * kTokenSums;  // where the sums of the other part begin
   static constexpr unsigned kSumBytes = (kReceived + (kParts - 1) * kSumTokens * kOwnChannels) * 4;
@@ -82,47 +85,61 @@ __device__ __forceinline__ unsigned token_address(unsigned boxes, int tokens, in
   return s_row + (chunk ^ (s_row >> 3 & 0x70u));
 }
 
+// Where a lane's quarters of x lie in a slot, which begins at a multiple of 1024: of its token of each n8 tile, in both boxes
+// of a block. A box's second slice lies 64 bytes from the first, swizzled.
+template <typename Shape>
+struct TokenOffsets {
+  unsigned r_offsets[Shape::kTilesN][kBlockBoxes];
+
+  // `token` of the first tile, which has `tokens` of all.
+  __device__ __forceinline__ TokenOffsets(unsigned boxes, int tokens, int token, int quarter) {
+#pragma unroll
+    for (int n = 0; n < Shape::kTilesN; ++n) {
+#pragma unroll
+      for (int box = 0; box < kBlockBoxes; ++box) {
+        r_offsets[n][box] = token_address(boxes, tokens, 8 * n + token, box * (kSlices / kBlockBoxes), quarter);
+      }
+    }
+  }
+  __device__ __forceinline__ unsigned of(int n, int slice) const {
+    constexpr int kBoxSlices = kSlices / kBlockBoxes;
+    return r_offsets[n][slice / kBoxSlices] ^ static_cast<unsigned>(slice % kBoxSlices * kSliceChunks * kLaneBytes);
+  }
+};
+
 // The B operand of a slice of a block. A lane's pairs are two neighbouring input channels of each quarter.
+template <typename Shape>
 struct TokenBoxes {
   // Of n8 tiles: tokens from a quad's first column to the next quad's, and to the quad's second.
   static constexpr int kQuadStep = 2;
   static constexpr int kSecond = 1;
 
-  unsigned s_boxes;
-  int tokens;
-  int lane;
+  TokenOffsets<Shape> offsets;
 
-  // `offset` in the CTA's shared memory, which begins at a multiple of 1024.
-  __device__ __forceinline__ TokenBoxes(const unsigned char* s_memory, unsigned offset, int count, int own_lane)
-      : s_boxes(shared_address(s_memory) + offset), tokens(count), lane(own_lane) {}
+  __device__ __forceinline__ TokenBoxes(unsigned boxes, int tokens, int lane) : offsets(boxes, tokens, lane % 8, lane / 8) {}
 
-  template <int kTilesN>
-  __device__ __forceinline__ void read(unsigned (&b)[kTilesN][4], int slice) const {
+  __device__ __forceinline__ void read(const unsigned char* s_slot, unsigned (&b)[Shape::kTilesN][4], int slice) const {
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) {
-      ldmatrix_x4(b[n], token_address(s_boxes, tokens, 8 * n + lane % 8, slice, lane / 8));
-    }
+    for (int n = 0; n < Shape::kTilesN; ++n) ldmatrix_x4(b[n], shared_address(s_slot) + offsets.of(n, slice));
   }
 };
 
 // The same of weights whose words are eight input channels: lane t's pairs are channels i and i + 4 of quarter t, as nibbles
 // of a word pair up. Column c is token c / 2 + c % 2 * 4, so that, of eight tokens, the lanes that load at a time read distinct banks.
+template <typename Shape>
 struct WordTokenBoxes {
   static constexpr int kQuadStep = 1;
   static constexpr int kSecond = 4;
 
-  const unsigned char* s_memory;
-  unsigned offset;
-  int tokens;
-  int lane;
+  TokenOffsets<Shape> offsets;
 
-  template <int kTilesN>
-  __device__ __forceinline__ void read(unsigned (&b)[kTilesN][4], int slice) const {
+  __device__ __forceinline__ WordTokenBoxes(unsigned boxes, int tokens, int lane)
+      : offsets(boxes, tokens, lane / 8 * kQuadStep + lane / 4 % 2 * kSecond, lane % 4) {}
+
+  __device__ __forceinline__ void read(const unsigned char* s_slot, unsigned (&b)[Shape::kTilesN][4], int slice) const {
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) {
-      const int token = 8 * n + lane / 8 * kQuadStep + lane / 4 % 2 * kSecond;
-      const uint4 x =
-          *reinterpret_cast<const uint4*>(s_memory + token_address(offset, tokens, token, slice, lane % 4));
+    for (int n = 0; n < Shape::kTilesN; ++n) {
+      const uint4 x = *reinterpret_cast<const uint4*>(s_slot + offsets.of(n, slice));
       b[n][0] = join_low_halves(x.x, x.z);
       b[n][1] = join_high_halves(x.x, x.z);
       b[n][2] = join_low_halves(x.y, x.w);
@@ -136,9 +153,9 @@ template <typename Shape>
 struct HeldTokens {
   unsigned r_b[kSlices][Shape::kTilesN][4];
 
-  __device__ __forceinline__ explicit HeldTokens(const typename Shape::Weights::Tokens& boxes) {
+  __device__ __forceinline__ HeldTokens(const typename Shape::Weights::Tokens& boxes, const unsigned char* s_slot) {
 #pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) boxes.read(r_b[slice], slice);
+    for (int slice = 0; slice < kSlices; ++slice) boxes.read(s_slot, r_b[slice], slice);
   }
   __device__ __forceinline__ void read(unsigned (&b)[Shape::kTilesN][4], int slice) const {
 #pragma unroll
@@ -147,6 +164,15 @@ struct HeldTokens {
       for (int i = 0; i < 4; ++i) b[n][i] = r_b[slice][n][i];
     }
   }
+};
+
+// The same in shared memory.
+template <typename Shape>
+struct SharedTokens {
+  const typename Shape::Weights::Tokens& boxes;
+  const unsigned char* s_slot;
+
+  __device__ __forceinline__ void read(unsigned (&b)[Shape::kTilesN][4], int slice) const { boxes.read(s_slot, b, slice); }
 };
 
 // What operand A of a group is made of, where the zero points of two m16 tiles are the nibbles of a word.
@@ -255,7 +281,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
   unsigned char* s_memory = dynamic_shared_for_boxes();
   const unsigned s_base = shared_address(s_memory);
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
+  const int warp = static_cast<int>(warp_uniform(threadIdx.x / kWarpLanes));
   const int all_columns = (operands.ic + kBlockDepth - 1) / kBlockDepth;
   const int all_chunks = (all_columns + Shape::kDepthWarps - 1) / Shape::kDepthWarps;
   int part = 0;
@@ -293,17 +319,18 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       mbarrier_wait(s_empty + next_slot.place * kBarrierBytes, next_slot.parity ^ 1);
     }
     const unsigned s_barrier = s_full + next_slot.place * kBarrierBytes;
-    mbarrier_arrive_expecting(s_barrier, layout.chunk_bytes());  // what lies beyond x counts too
-    box_copy(s_base + next_slot.place * layout.slot_bytes(), x_map, 0, first_token,
-             (first_chunk + chunk) * (Shape::kDepthWarps * kBlockBoxes), s_barrier);
+    if (elect_one()) {
+      mbarrier_arrive_expecting(s_barrier, layout.chunk_bytes());  // what lies beyond x counts too
+      box_copy(s_base + next_slot.place * layout.slot_bytes(), x_map, 0, first_token,
+               (first_chunk + chunk) * (Shape::kDepthWarps * kBlockBoxes), s_barrier);
+    }
     chunk = chunk + 1 == chunks ? 0 : chunk + 1;
     next_slot.advance(layout.slots);
     ++copied;
   };
 
   const int depth_warp = warp / Shape::kRowWarps;
-  const unsigned char* s_ring = s_memory + layout.rings() + warp * layout.ring_bytes();
-  const unsigned s_ring_address = s_base + layout.rings() + warp * layout.ring_bytes();
+  const unsigned ring = layout.rings() + warp * layout.ring_bytes();
   const unsigned s_units = s_base + layout.unit_barriers() + warp * layout.stages * kBarrierBytes;
   constexpr int kTileHalves = Shape::kChannels / kBlockChannels;
   const int first_half = warp % Shape::kRowWarps * Shape::kBlocks;  // of this warp in a tile
@@ -326,29 +353,36 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       start_tile();
     }
   };
-  const auto copy_unit = [&](int stage) {
-    const unsigned s_barrier = s_units + stage * kBarrierBytes;
-    mbarrier_arrive_expecting(s_barrier, Weights::kCopiedBytes);
-    weights.copy(s_ring_address + stage * Weights::kUnitBytes, s_barrier, gridDim.y == 1);
+  const auto copy_unit = [&](unsigned s_unit, unsigned s_barrier) {
+    if (elect_one()) {
+      mbarrier_arrive_expecting(s_barrier, Weights::kCopiedBytes);
+      weights.copy(s_unit, s_barrier);
+    }
     advance_unit();
+  };
+  const auto copy_units = [&](int stage, int end) {
+#pragma unroll 1
+    for (; stage < end && next_tile < end_tile; ++stage) {
+      copy_unit(s_base + ring + stage * Weights::kUnitBytes, s_units + stage * kBarrierBytes);
+    }
   };
 
   bool first_by_threads = false;
   if (copies_x) {
-    if (lane == 0) {
+    if (elect_one()) {
       mbarrier_init(s_full, 1);
       mbarrier_fence_init();
-      grid_dependency_wait();  // x may be what the launch before writes
-      copy_chunk();
     }
+    grid_dependency_wait();  // x may be what the launch before writes
+    copy_chunk();
   } else if (warp < Shape::kWarps) {
     start_tile();
     first_by_threads = next_tile < end_tile;
     if (first_by_threads) {
-      weights.copy_by_threads(s_ring_address, lane);
+      weights.copy_by_threads(s_base + ring, lane);
       advance_unit();
     }
-    if (lane == 0) {  // loops are not unrolled, because code that runs once is read from memory
+    if (elect_one()) {  // loops are not unrolled, because code that runs once is read from memory
 #pragma unroll 1
       for (int stage = 0; stage < layout.stages; ++stage) mbarrier_init(s_units + stage * kBarrierBytes, 1);
 #pragma unroll 1
@@ -360,20 +394,90 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
         mbarrier_init(s_full + place * kBarrierBytes, 1);
       }
       mbarrier_fence_init();
-#pragma unroll 1
-      for (int stage = first_by_threads; stage < early_stages && next_tile < end_tile; ++stage) copy_unit(stage);
     }
+    copy_units(first_by_threads, early_stages);
     grid_dependency_release();
   }
+
+  float* s_sums = reinterpret_cast<float*>(s_memory + layout.sums());  // (kDepthWarps, kSumTokens, kChannels)
+  constexpr int kPairs = Shape::kOwnChannels / 2;
+  constexpr int kMultiplyingThreads = Shape::kWarps * kWarpLanes;
+  constexpr int kSumThreads = kMultiplyingThreads + Shape::kAddingThreads;
+  constexpr int kSumsWritten = 2, kSumsRead = 3;  // barriers
+  // Pairs of sums of the tokens from `first` on.
+  const auto pairs = [&](int first) {
+    const int left = layout.tokens - first;
+    return (left < Shape::kSumTokens ? left : Shape::kSumTokens) * kPairs;
+  };
+  // Of a warp, of the tokens from `first` on.
+  const auto write_sums = [&](const float(&sums)[Shape::kTilesM][Shape::kTilesN][4], int first) {
+    constexpr int kSumTiles = Shape::kSumTokens / 8;
+    float* s_warp = s_sums + depth_warp * Shape::kTokenSums + first_half * kBlockChannels;
+    const int quad = lane % 4;  // lanes of other tokens exchange channels, so that they write to distinct banks
+#pragma unroll
+    for (int n = 0; n < Shape::kTilesN; ++n) {
+      if (n / kSumTiles != first / Shape::kSumTokens) continue;
+#pragma unroll
+      for (int m = 0; m < Shape::kTilesM; ++m) {
+        float* s_token = s_warp + (n % kSumTiles * 8 + quad * Tokens::kQuadStep) * Shape::kChannels;
+        const int upper = Weights::channel(lane, m, 0) ^ quad * Weights::kExchanged;
+        const int lower = Weights::channel(lane, m, 1) ^ quad * Weights::kExchanged;
+        s_token[upper] = sums[m][n][0];
+        s_token[Tokens::kSecond * Shape::kChannels + upper] = sums[m][n][1];
+        s_token[lower] = sums[m][n][2];
+        s_token[Tokens::kSecond * Shape::kChannels + lower] = sums[m][n][3];
+      }
+    }
+  };
+  // Of the warps along k, of a token and a pair of channels.
+  const auto total = [&](int token, int channel) {
+    const float* s_pair =
+        s_sums + token * Shape::kChannels + (channel ^ token / Tokens::kQuadStep % 4 * Weights::kExchanged);
+    float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int warps = 0; warps < Shape::kDepthWarps; ++warps) {
+      const float2 partial = *reinterpret_cast<const float2*>(s_pair + warps * Shape::kTokenSums);
+      sum.x += partial.x;
+      sum.y += partial.y;
+    }
+    return sum;
+  };
+  // By some threads, of the tokens from `first` on.
+  const auto store_sums = [&](int tile, int first, int thread, int threads) {
+#pragma unroll 1
+    for (int index = thread; index < pairs(first); index += threads) {
+      const int token = index / kPairs;
+      const int own = part * Shape::kOwnChannels + index % kPairs * 2;
+      const int row = first_token + first + token;
+      const long long channel = static_cast<long long>(tile) * Shape::kChannels + own;
+      if (row >= operands.m || channel >= operands.oc) continue;
+      float2 sum = total(token, own);
+      if constexpr (Shape::kParts == 2) {
+        const float2 received = reinterpret_cast<const float2*>(s_sums + Shape::kReceived)[index];
+        sum.x += received.x;
+        sum.y += received.y;
+      }
+      store_output_pair<true>(operands, row, channel, sum);
+    }
+  };
+
   __syncwarp();
   __syncthreads();  // the barriers can be used
   if constexpr (Shape::kParts == 2) cluster_arrive_relaxed();
   if (warp >= Shape::kWarps) {
-    if constexpr (Shape::kMovesRegisters) lower_register_count<kLowRegisters>();
-    if (copies_x && lane == 0) {
+    if constexpr (Shape::kMovesRegisters) lower_register_count<Shape::kLowRegisters>();
+    if (copies_x) {
       const int wanted = resident ? chunks : chunks * ((end_tile - first_tile + tile_step - 1) / tile_step);
 #pragma unroll 1
       while (copied < wanted) copy_chunk();
+    } else if constexpr (Shape::kAddsApart) {
+#pragma unroll 1
+      for (int tile = first_tile; tile + tile_step < end_tile; tile += tile_step) {
+        partial_barrier<kSumThreads, kSumsWritten>();
+        store_sums(tile, 0, static_cast<int>(threadIdx.x) - kMultiplyingThreads - kWarpLanes, Shape::kAddingThreads);
+        __syncwarp();  // all lanes have read
+        partial_barrier_arrive<kSumThreads, kSumsRead>();
+      }
     }
     if constexpr (Shape::kParts == 2) {
       // A warp that ends without it counts as arrived, but the others then wait a microsecond longer (H100).
@@ -382,11 +486,8 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
     }
     return;
   }
-  if constexpr (Shape::kMovesRegisters) raise_register_count<kHighRegisters>();
-  if (lane == 0) {
-#pragma unroll 1
-    for (int stage = early_stages; stage < layout.stages && next_tile < end_tile; ++stage) copy_unit(stage);
-  }
+  if constexpr (Shape::kMovesRegisters) raise_register_count<Shape::kHighRegisters>();
+  copy_units(early_stages, layout.stages);
   if (first_by_threads) {
     cp_async_wait<0>();
     fence_before_bulk_copy();  // into the same place
@@ -396,101 +497,71 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
     }
   }
 
-  float* s_sums = reinterpret_cast<float*>(s_memory + layout.sums());  // (kDepthWarps, kTokens, kChannels)
   const int places = resident ? chunks : layout.slots;
-  RingPlace unit;
-  RingPlace slot;
+  const Tokens boxes(static_cast<unsigned>(depth_warp * kBlockBoxes * layout.tokens * kBoxRowBytes), layout.tokens, lane);
+  RingAddress unit{s_memory + ring, s_units, layout.stages};
+  RingAddress slot{s_memory, s_full, places};
 #pragma unroll 1
   for (int tile = first_tile; tile < end_tile; tile += tile_step) {
     const bool padding = tile * kTileHalves + first_half >= all_halves;
     float sums[Shape::kTilesM][Shape::kTilesN][4] = {};
 #pragma unroll 1
     for (int block = depth_warp; block < chunks * Shape::kDepthWarps; block += Shape::kDepthWarps) {
-      const unsigned parity = resident ? 0 : slot.parity;
+      const auto wait_for_tokens = [&] { mbarrier_wait(slot.s_barrier, resident ? 0 : slot.parity); };
       if (block < columns && !padding) {
-        const auto wait_for_tokens = [&] { mbarrier_wait(s_full + slot.place * kBarrierBytes, parity); };
         const auto take_unit = [&] {
-          mbarrier_wait(s_units + unit.place * kBarrierBytes, unit.parity);
-          const typename Weights::Held held = Weights::hold(s_ring + unit.place * Weights::kUnitBytes, lane);
+          mbarrier_wait(unit.s_barrier, unit.parity);
+          const typename Weights::Held held = Weights::hold(unit.s_item, lane);
           __syncwarp();  // all lanes have what they need of the unit
-          if (lane == 0 && next_tile < end_tile) copy_unit(unit.place);
-          unit.advance(layout.stages);
+          if (next_tile < end_tile) copy_unit(shared_address(unit.s_item), unit.s_barrier);
+          unit.advance(Weights::kUnitBytes, layout.stages);
           return held;
         };
-        const Tokens boxes{s_memory,
-                           slot.place * layout.slot_bytes() +
-                               static_cast<unsigned>(depth_warp * kBlockBoxes * layout.tokens * kBoxRowBytes),
-                           layout.tokens, lane};
         if constexpr (Shape::kHoldsTokens) {
           wait_for_tokens();
-          const HeldTokens<Shape> tokens(boxes);
+          const HeldTokens<Shape> tokens(boxes, slot.s_item);
           const typename Weights::Held held = take_unit();
           multiply_unit<Shape, Element>(held, tokens, operands.scales_bf16, sums);
         } else {
           if (tokens_first) wait_for_tokens();
           const typename Weights::Held held = take_unit();
           if (!tokens_first) wait_for_tokens();
-          multiply_unit<Shape, Element>(held, boxes, operands.scales_bf16, sums);
+          multiply_unit<Shape, Element>(held, SharedTokens<Shape>{boxes, slot.s_item}, operands.scales_bf16, sums);
         }
       } else if (!resident) {
         // A warp that has nothing to do must not arrive for a chunk while others have not for the one before.
-        mbarrier_wait(s_full + slot.place * kBarrierBytes, parity);
+        wait_for_tokens();
       }
       if (!resident) {
         __syncwarp();  // all lanes have what they need of x
         if (lane == 0) {
-          mbarrier_arrive(s_empty + slot.place * kBarrierBytes);
+          mbarrier_arrive(slot.s_barrier + layout.slots * kBarrierBytes);
         }
       }
-      slot.advance(places);
+      slot.advance(layout.slot_bytes(), places);
     }
 
-    const float* s_received = s_sums + Shape::kReceived;  // (kSumTokens, kOwnChannels)
-    constexpr int kSumTiles = Shape::kSumTokens / 8;
+    if constexpr (Shape::kAddsApart) {
+      if (tile != first_tile) partial_barrier<kSumThreads, kSumsRead>();
+      if (tile + tile_step < end_tile) {
+        write_sums(sums, 0);
+        __syncwarp();  // all lanes have written
+        partial_barrier_arrive<kSumThreads, kSumsWritten>();
+        continue;
+      }
+    }
 #pragma unroll 1
     for (int first = 0; first < layout.tokens; first += Shape::kSumTokens) {
-      if (first > 0 || tile != first_tile) {
-        partial_barrier<Shape::kWarps * kWarpLanes>();  // the last sums have been read
+      if (first > 0 || (!Shape::kAddsApart && tile != first_tile)) {
+        partial_barrier<kMultiplyingThreads>();  // the last sums have been read
       }
-      float* s_warp = s_sums + depth_warp * Shape::kTokenSums + first_half * kBlockChannels;
-      const int quad = lane % 4;  // lanes of other tokens exchange channels, so that they write to distinct banks
-#pragma unroll
-      for (int n = 0; n < Shape::kTilesN; ++n) {
-        if (n / kSumTiles != first / Shape::kSumTokens) continue;
-#pragma unroll
-        for (int m = 0; m < Shape::kTilesM; ++m) {
-          float* s_token = s_warp + (n % kSumTiles * 8 + quad * Tokens::kQuadStep) * Shape::kChannels;
-          const int upper = Weights::channel(lane, m, 0) ^ quad * Weights::kExchanged;
-          const int lower = Weights::channel(lane, m, 1) ^ quad * Weights::kExchanged;
-          s_token[upper] = sums[m][n][0];
-          s_token[Tokens::kSecond * Shape::kChannels + upper] = sums[m][n][1];
-          s_token[lower] = sums[m][n][2];
-          s_token[Tokens::kSecond * Shape::kChannels + lower] = sums[m][n][3];
-        }
-      }
-      partial_barrier<Shape::kWarps * kWarpLanes>();
-
-      // Of the warps along k, of a token and a pair of channels.
-      const auto total = [&](int token, int channel) {
-        const float* s_pair =
-            s_sums + token * Shape::kChannels + (channel ^ token / Tokens::kQuadStep % 4 * Weights::kExchanged);
-        float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll
-        for (int warps = 0; warps < Shape::kDepthWarps; ++warps) {
-          const float2 partial = *reinterpret_cast<const float2*>(s_pair + warps * Shape::kTokenSums);
-          sum.x += partial.x;
-          sum.y += partial.y;
-        }
-        return sum;
-      };
-      constexpr int kPairs = Shape::kOwnChannels / 2;
-      const int left = layout.tokens - first;
-      const int pairs = (left < Shape::kSumTokens ? left : Shape::kSumTokens) * kPairs;
+      write_sums(sums, first);
+      partial_barrier<kMultiplyingThreads>();
       if constexpr (Shape::kParts == 2) {
         cluster_wait();  // the other part has begun, or has read what it received
-        const unsigned s_other = cluster_address(shared_address(s_received), part ^ 1);
+        const unsigned s_other = cluster_address(shared_address(s_sums + Shape::kReceived), part ^ 1);
 #pragma unroll 1
-        for (int index = static_cast<int>(threadIdx.x); index < pairs; index += Shape::kWarps * kWarpLanes) {
+        for (int index = static_cast<int>(threadIdx.x); index < pairs(first); index += kMultiplyingThreads) {
           const int token = index / kPairs;
           store_cluster(s_other + index * 8, total(token, (part ^ 1) * Shape::kOwnChannels + index % kPairs * 2));
         }
@@ -498,21 +569,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
         cluster_arrive();
         cluster_wait();
       }
-#pragma unroll 1
-      for (int index = static_cast<int>(threadIdx.x); index < pairs; index += Shape::kWarps * kWarpLanes) {
-        const int token = index / kPairs;
-        const int own = part * Shape::kOwnChannels + index % kPairs * 2;
-        const int row = first_token + first + token;
-        const long long channel = static_cast<long long>(tile) * Shape::kChannels + own;
-        if (row >= operands.m || channel >= operands.oc) continue;
-        float2 sum = total(token, own);
-        if constexpr (Shape::kParts == 2) {
-          const float2 received = reinterpret_cast<const float2*>(s_received)[index];
-          sum.x += received.x;
-          sum.y += received.y;
-        }
-        store_output_pair<true>(operands, row, channel, sum);
-      }
+      store_sums(tile, first, static_cast<int>(threadIdx.x), kMultiplyingThreads);
       if constexpr (Shape::kParts == 2 && Shape::kTokens > Shape::kSumTokens) {
         if (first + Shape::kSumTokens < layout.tokens) {
           __syncwarp();  // the last lanes may have had nothing to store

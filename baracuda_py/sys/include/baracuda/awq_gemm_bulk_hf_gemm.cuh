@@ -20,7 +20,7 @@ struct HeldStrips {
 
 template <typename Shape>
 struct BulkHfGemm : BulkBoxes<Shape> {
-  using Tokens = TokenBoxes;
+  using Tokens = TokenBoxes<Shape>;
   using Boxes = BulkBoxes<Shape>;
   using Boxes::kScaleBytes;
   using Boxes::kStrips;
@@ -33,7 +33,7 @@ struct BulkHfGemm : BulkBoxes<Shape> {
   static constexpr bool kOneBranch = Shape::kGroups < 4 || Shape::kBlocks == 1;
   static constexpr int kExchanged = 2;  // channels that lanes of other tokens exchange, so that sums lie in distinct banks
 
-  __device__ __forceinline__ void copy(unsigned s_unit, unsigned s_barrier, bool) const {
+  __device__ __forceinline__ void copy(unsigned s_unit, unsigned s_barrier) const {
     box_copy(s_unit, this->weight_map, this->next_half * kLaneBytes, this->next_block * kBlockDepth, 0, s_barrier);
     this->copy_groups(s_unit, s_barrier);
   }

@@ -19,7 +19,7 @@ struct HeldRows {
 
 template <typename Shape>
 struct BulkOcMajor : BulkBoxes<Shape> {
-  using Tokens = WordTokenBoxes;
+  using Tokens = WordTokenBoxes<Shape>;
   using Boxes = BulkBoxes<Shape>;
   using Boxes::kStrips;
   using Boxes::kWeightBytes;
@@ -36,7 +36,7 @@ struct BulkOcMajor : BulkBoxes<Shape> {
     return s_row + (static_cast<unsigned>(quarter * kLaneBytes) ^ (s_row >> 3 & 0x30u));
   }
 
-  __device__ __forceinline__ void copy(unsigned s_unit, unsigned s_barrier, bool) const {
+  __device__ __forceinline__ void copy(unsigned s_unit, unsigned s_barrier) const {
     box_copy(s_unit, this->weight_map, this->next_block * kRowBytes, this->next_half * kBlockChannels, 0, s_barrier);
     this->copy_groups(s_unit, s_barrier);
   }

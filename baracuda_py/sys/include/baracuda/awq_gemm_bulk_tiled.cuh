@@ -2,6 +2,7 @@
 #pragma once
 
 #include "baracuda/awq_gemm_bulk.cuh"
+#include "baracuda/cache_policy.cuh"
 
 namespace baracuda {
 
@@ -15,7 +16,7 @@ struct HeldBlocks {
 
 template <typename Shape>
 struct BulkTiled {
-  using Tokens = TokenBoxes;
+  using Tokens = TokenBoxes<Shape>;
   static constexpr unsigned kUnitBytes = block_bytes(Shape::kGroups) * Shape::kBlocks;
   static constexpr unsigned kCopiedBytes = kUnitBytes;
   static constexpr bool kNeighboursTogether = false;  // a CTA takes tiles that follow each other
@@ -23,6 +24,7 @@ struct BulkTiled {
   static constexpr int kExchanged = 8;  // channels that lanes of other tokens exchange, so that sums lie in distinct banks
 
   const unsigned char* g_weights;
+  unsigned long long policy;  // of L2
   const unsigned char* g_next = nullptr;
 
   // Of 32 channels, that there are with padding.
@@ -38,12 +40,8 @@ struct BulkTiled {
   }
   __device__ __forceinline__ void advance() { g_next += Shape::kDepthWarps * kBlockHalves * block_bytes(Shape::kGroups); }
 
-  __device__ __forceinline__ void copy(unsigned s_unit, unsigned s_barrier, bool once) const {
-    if (once) {
-      bulk_copy_once(s_unit, g_next, kUnitBytes, s_barrier);
-    } else {  // other tokens' CTAs read the same
-      bulk_copy(s_unit, g_next, kUnitBytes, s_barrier);
-    }
+  __device__ __forceinline__ void copy(unsigned s_unit, unsigned s_barrier) const {
+    bulk_copy(s_unit, g_next, kUnitBytes, s_barrier, policy);
   }
 
   // Asks for the same by all lanes of a warp: cp_async_wait() of all of them shows that it has come.
@@ -59,23 +57,28 @@ struct BulkTiled {
   using Held = HeldBlocks<Shape>;
   static __device__ __forceinline__ Held hold(const unsigned char* s_unit, int lane) {
     Held held;
-    const SharedBlocks<Shape> blocks{s_unit, lane};
-    const int row = lane / 4;
+    const unsigned char* s_words = s_unit + lane * kLaneBytes;
+    const unsigned char* s_scales = s_unit + lane / 4 * 8;
+    const unsigned char* s_zeros = s_unit + lane / 4 * 2;
 #pragma unroll
     for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+      const int block = tile / 2 * block_bytes(Shape::kGroups);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) held.r_words[tile][half] = blocks.words(tile, half);
+      for (int half = 0; half < 2; ++half) {
+        held.r_words[tile][half] =
+            *reinterpret_cast<const uint4*>(s_words + block + (tile % 2 * 2 + half) * (kWarpLanes * kLaneBytes));
+      }
     }
 #pragma unroll
     for (int group = 0; group < Shape::kGroups; ++group) {
 #pragma unroll
       for (int tile = 0; tile < Shape::kTilesM; tile += 2) {
-        const unsigned char* s_block = blocks.block(tile);
-        const uint2 scales = *reinterpret_cast<const uint2*>(s_block + scale_offset(group) + row * 8);
+        const int block = tile / 2 * block_bytes(Shape::kGroups);
+        const uint2 scales = *reinterpret_cast<const uint2*>(s_scales + block + scale_offset(group));
         held.r_scales[group][tile] = scales.x;
         held.r_scales[group][tile + 1] = scales.y;
         held.r_zeros[group][tile / 2] =
-            *reinterpret_cast<const unsigned short*>(s_block + zero_offset(Shape::kGroups, group) + row * 2);
+            *reinterpret_cast<const unsigned short*>(s_zeros + block + zero_offset(Shape::kGroups, group));
       }
     }
     return held;

@@ -14,6 +14,8 @@
            const __grid_constant__ baracuda::TensorMap x_map) {                                                             \
     using Shape = baracuda::Tile<baracuda::BulkTiled, kTokenTiles, kGroups>;                                                \
     baracuda::awq_gemm_bulk<Shape>(baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, &x_map,                   \
-                                   {reinterpret_cast<const unsigned char*>(weights)},                                       \
+                                   {reinterpret_cast<const unsigned char*>(weights),                                        \
+                                    gridDim.y == 1 ? baracuda::evict_first_policy()   /* read once */                        \
+                                                   : baracuda::evict_normal_policy()},                                      \
                                    baracuda::BulkLayout<Shape>{tokens, stages, slots}, tiles, overlaps != 0);               \
   }

@@ -15,22 +15,22 @@ __device__ __forceinline__ unsigned char* dynamic_shared_for_boxes() {
   return s_boxes;
 }
 
-// Addresses and size are multiples of 16. The data is read once: L2 lets it go first.
-__device__ __forceinline__ void bulk_copy_once(unsigned destination, const void* source, unsigned nbytes,
-                                               unsigned barrier) {
-  asm volatile(
-      "{ .reg .b64 once; createpolicy.fractional.L2::evict_first.b64 once, 1.0; "
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], once; }" ::"r"(
-          destination),
-      "l"(source), "r"(nbytes), "r"(barrier)
-      : "memory");
-}
-
+// Addresses and size are multiples of 16.
 __device__ __forceinline__ void bulk_copy(unsigned destination, const void* source, unsigned nbytes,
                                           unsigned barrier) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(destination),
       "l"(source), "r"(nbytes), "r"(barrier)
+      : "memory");
+}
+
+// The same, of lines that L2 keeps as `policy` says (cache_policy.cuh).
+__device__ __forceinline__ void bulk_copy(unsigned destination, const void* source, unsigned nbytes, unsigned barrier,
+                                          unsigned long long policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          destination),
+      "l"(source), "r"(nbytes), "r"(barrier), "l"(policy)
       : "memory");
 }
 

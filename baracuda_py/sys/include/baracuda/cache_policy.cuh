@@ -1,4 +1,5 @@
-// Predicated loads of global memory whose lines are the first that L2 gives up, one PTX load each.
+// How L2 keeps lines, and predicated loads of global memory whose lines are the first that it gives up, one PTX instruction
+// each.
 //
 // For data that is read once: what else is in L2 stays. Where not `present`, nothing is read and the destination keeps
 // its value.
@@ -9,6 +10,12 @@ namespace baracuda {
 __device__ __forceinline__ unsigned long long evict_first_policy() {
   unsigned long long policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+__device__ __forceinline__ unsigned long long evict_normal_policy() {
+  unsigned long long policy;
+  asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
 

@@ -1,4 +1,4 @@
-// A place in a ring whose places have an mbarrier each.
+// A place in a ring whose places have an mbarrier each, by number or by address.
 #pragma once
 
 namespace baracuda {
@@ -13,6 +13,25 @@ struct RingPlace {
   __device__ __forceinline__ void advance(int places) {
     if (++place == places) {
       place = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// The same in shared memory, where items, and barriers, follow each other: no multiplications.
+struct RingAddress {
+  const unsigned char* s_item;
+  unsigned s_barrier;
+  int left;  // places until the end
+  unsigned parity = 0;
+
+  __device__ __forceinline__ void advance(unsigned item_bytes, int places) {
+    s_item += item_bytes;
+    s_barrier += kBarrierBytes;
+    if (--left == 0) {
+      s_item -= places * item_bytes;
+      s_barrier -= places * kBarrierBytes;
+      left = places;
       parity ^= 1;
     }
   }

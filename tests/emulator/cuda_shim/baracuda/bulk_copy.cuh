@@ -9,10 +9,12 @@ struct alignas(64) TensorMap {
 
 inline unsigned char* dynamic_shared_for_boxes() { return static_cast<unsigned char*>(emulator::dynamic_shared()); }
 
-inline void bulk_copy_once(unsigned destination, const void* source, unsigned nbytes, unsigned barrier) {
+inline void bulk_copy(unsigned destination, const void* source, unsigned nbytes, unsigned barrier) {
   emulator::copy_bulk(destination, source, nbytes, barrier);
 }
-inline void bulk_copy(unsigned destination, const void* source, unsigned nbytes, unsigned barrier) {
+inline void bulk_copy(unsigned destination, const void* source, unsigned nbytes, unsigned barrier,
+                      unsigned long long policy) {
+  static_cast<void>(policy);
   emulator::copy_bulk(destination, source, nbytes, barrier);
 }
 inline void fence_before_bulk_copy() { emulator::fence_before_bulk_copies(); }

@@ -4,6 +4,7 @@
 namespace baracuda {
 
 inline unsigned long long evict_first_policy() { return 0; }
+inline unsigned long long evict_normal_policy() { return 0; }
 
 inline void load_evict_first_16(unsigned (&words)[4], const void* address, bool present,
                                 unsigned long long policy) {

@@ -1,10 +1,8 @@
 // See awq_gemm_bulk_hf_gemm_entries.cuh.
 //
-// The kernels want some registers more than eight warps can have:
-// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_t32_g4 156
-// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c128_t32_g4 176
-// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_p2_t16_g4 20
-// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_p2_t32_g4 144
+// These kernels want some registers more than they can have:
+// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c128_t32_g4 64
+// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_hf_gemm_c64_p2_t32_g4 44
 #include "baracuda/awq_gemm_bulk_hf_gemm_entries.cuh"
 
 BARACUDA_BULK_ENTRIES(awq_gemm_bulk_sm90a_bf16_hf_gemm, __nv_bfloat16, 4)

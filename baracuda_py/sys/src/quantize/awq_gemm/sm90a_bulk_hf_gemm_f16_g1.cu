@@ -1,8 +1,4 @@
 // See awq_gemm_bulk_hf_gemm_entries.cuh.
-//
-// The kernels want some registers more than eight warps can have:
-// baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c128_t32_g1 112
-// baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c64_p2_t16_g1 20
 #include "baracuda/awq_gemm_bulk_hf_gemm_entries.cuh"
 
 BARACUDA_BULK_ENTRIES(awq_gemm_bulk_sm90a_f16_hf_gemm, __half, 1)

@@ -1,10 +1,7 @@
 // See awq_gemm_bulk_hf_gemm_entries.cuh.
 //
-// The kernels want some registers more than eight warps can have:
-// baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c64_t32_g2 192
-// baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c128_t32_g2 232
-// baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c64_p2_t16_g2 20
-// baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c64_p2_t32_g2 172
+// These kernels want some registers more than they can have:
+// baracuda: allow-spill awq_gemm_bulk_sm90a_f16_hf_gemm_c128_t32_g2 16
 #include "baracuda/awq_gemm_bulk_hf_gemm_entries.cuh"
 
 BARACUDA_BULK_ENTRIES(awq_gemm_bulk_sm90a_f16_hf_gemm, __half, 2)
