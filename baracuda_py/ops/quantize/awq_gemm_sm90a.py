@@ -58,7 +58,6 @@ _ALONE = SHARED_BYTES // 2 + 1024
 _GRID_Y = (1 << 16) - 1
 _INT = (1 << 31) - 1
 _ENTRY_TOKENS = (8, 16, 32)
-_SUM_TOKENS = 16  # kSumTokens of awq_gemm_bulk.cuh, at most
 # How much longer a launch streams with up to so many tokens: x is a good part of what an SM is sent, and products take
 # as long as weights do. Measured on an H100.
 _LONGER = {
@@ -128,7 +127,8 @@ class _Tile:
     def shared_nbytes(self, unit: int, tokens: int, stages: int, slots: int) -> int:
         """BulkLayout of awq_gemm_bulk.cuh, of units of so many bytes."""
         rings = self.warps * stages * (unit + BARRIER_BYTES)
-        sums = (2 * self.depth_warps + self.parts - 1) * min(_entry_tokens(tokens), _SUM_TOKENS) * self.channels * 2
+        sum_tokens = min(_entry_tokens(tokens), _constant("kMostSumTokens"))
+        sums = (2 * self.depth_warps + self.parts - 1) * sum_tokens * self.channels * 2
         return slots * (self.slot_nbytes(tokens) + 2 * BARRIER_BYTES) + rings + sums
 
     def tiles_of_block(self, oc: int, sm_count: int) -> int:

@@ -5,8 +5,12 @@
 // A CTA computes kTokens tokens of one or more tiles of kChannels output channels, one after another. Its warps share out
 // a tile: kRowWarps take 32 or 64 channels each, kDepthWarps share out the blocks of 128 input channels (warp w takes w,
 // w + kDepthWarps, ...). Each streams its own blocks through a ring of its own, by bulk copies that one lane issues, so
-// that no barrier of the CTA lies between the first block of a tile and the last, and copies go on from tile to tile. A
-// further warp copies x, for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once.
+// that no barrier of the CTA lies between the first block of a tile and the last, and copies go on from tile to tile. Of the
+// other warps one copies x, for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once. The
+// others add the sums of a tile while the next is multiplied; those of the last tile the warps that multiply add.
+//
+// A block is some hundred instructions, and a scheduler has two warps to take them from: every one that is not of the product
+// tells. So what a warp decides is the same in all lanes, in uniform registers, and the lane that copies is an elected one.
 //
 // The copy engine begins late, behind barriers and what leads to them: instructions and parameters come from memory at first
 // (H100, 0.2 to 0.4 us of a launch). So the lanes of a warp ask for its first unit themselves, before anything else.
@@ -38,6 +42,7 @@ namespace baracuda {
 // Warps beside those that multiply: one copies x, the others add sums. Entries for 8 tokens need no others for one tile.
 BARACUDA_CONSTANT(kOtherWarps, 4);
 BARACUDA_CONSTANT(kT8OtherWarps, 1);
+BARACUDA_CONSTANT(kMostSumTokens, 16);
 BARACUDA_CONSTANT(kBoxChannels, 64);  // input channels of a box of x: rows of 128 bytes
 constexpr int kBoxRowBytes = kBoxChannels * 2;
 constexpr int kBlockBoxes = kBlockDepth / kBoxChannels;
@@ -63,8 +68,9 @@ struct BulkShape {
   static constexpr int kTokens = 8 * kTilesN;
   static constexpr bool kHoldsTokens = kTilesN <= 2;  // registers suffice for a block's x before its weights come
   static constexpr int kOwnChannels = kChannels / kParts;  // that a CTA stores
-  static constexpr int kSumTokens = kTokens < 16 ? kTokens : 16;  // whose sums are added at a time
-  static constexpr bool kAddsApart = kParts == 1 && kTokens == kSumTokens;  // the other warps add sums, of all tiles but a CTA's last
+  static constexpr int kSumTokens = kTokens < kMostSumTokens ? kTokens : kMostSumTokens;  // whose sums are added at a time
+  // The other warps add sums, of all tiles of a CTA but the last.
+  static constexpr bool kAddsApart = kParts == 1 && kTokens == kSumTokens;
   static constexpr int kAddingThreads = (kOtherWarps - 1) * kWarpLanes;
   static constexpr int kLowRegisters = kAddsApart ? 56 : 24;  // of threads that do not multiply, and of those that do then
   static constexpr int kHighRegisters = kAddsApart ? 224 : 240;
@@ -125,7 +131,8 @@ struct TokenBoxes {
 };
 
 // The same of weights whose words are eight input channels: lane t's pairs are channels i and i + 4 of quarter t, as nibbles
-// of a word pair up. Column c is token c / 2 + c % 2 * 4, so that, of eight tokens, the lanes that load at a time read distinct banks.
+// of a word pair up. Column c is token c / 2 + c % 2 * 4, so that, of eight tokens, the lanes that load at a time read
+// distinct banks.
 template <typename Shape>
 struct WordTokenBoxes {
   static constexpr int kQuadStep = 1;
