@@ -520,7 +520,11 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
           mbarrier_wait(unit.s_barrier, unit.parity);
           const typename Weights::Held held = Weights::hold(unit.s_item, lane);
           __syncwarp();  // all lanes have what they need of the unit
-          if (next_tile < end_tile) copy_unit(shared_address(unit.s_item), unit.s_barrier);
+          // Loads queue, and a copy from L2 can overtake them: unless all have come, one launch of some hundred reads of a
+          // unit what takes its place (OC_MAJOR, groups of 32, 64 rows, H100).
+          if (next_tile < end_tile && warp_has_loaded(held.loaded() | static_cast<unsigned>(operands.oc))) {
+            copy_unit(shared_address(unit.s_item), unit.s_barrier);
+          }
           unit.advance(Weights::kUnitBytes, layout.stages);
           return held;
         };

@@ -16,6 +16,21 @@ struct HeldStrips {
   uint4 r_words[Shape::kBlocks][kSlices];
   unsigned r_scales[Shape::kGroups][Shape::kTilesM];  // of rows g and g + 8
   unsigned r_zeros[Shape::kGroups][Shape::kBlocks];   // position j in nibble j
+
+  // Something of every load.
+  __device__ __forceinline__ unsigned loaded() const {
+    unsigned all = 0;
+#pragma unroll
+    for (int strip = 0; strip < Shape::kBlocks; ++strip) {
+#pragma unroll
+      for (int slice = 0; slice < kSlices; ++slice) all |= r_words[strip][slice].x;
+#pragma unroll
+      for (int group = 0; group < Shape::kGroups; ++group) {
+        all |= r_scales[group][2 * strip] | r_scales[group][2 * strip + 1] | r_zeros[group][strip];
+      }
+    }
+    return all;
+  }
 };
 
 template <typename Shape>

@@ -15,6 +15,24 @@ struct HeldRows {
   uint4 r_words[Shape::kBlocks][kSlices];            // of a strip's four slots
   unsigned r_scales[Shape::kGroups][Shape::kTilesM];  // of rows g and g + 8
   unsigned r_zeros[Shape::kGroups][Shape::kBlocks];   // slot r in nibble 2r
+
+  // Something of every load.
+  __device__ __forceinline__ unsigned loaded() const {
+    unsigned all = 0;
+#pragma unroll
+    for (int strip = 0; strip < Shape::kBlocks; ++strip) {
+#pragma unroll
+      for (int slice = 0; slice < kSlices; ++slice) all |= r_words[strip][slice].x;
+#pragma unroll
+      for (int group = 0; group < Shape::kGroups; ++group) all |= r_zeros[group][strip];
+    }
+    // One load gives four of them.
+#pragma unroll
+    for (int pair = 0; pair < Shape::kGroups * Shape::kTilesM; pair += 4) {
+      all |= r_scales[pair / Shape::kTilesM][pair % Shape::kTilesM];
+    }
+    return all;
+  }
 };
 
 template <typename Shape>

@@ -12,6 +12,20 @@ struct HeldBlocks {
   uint4 r_words[Shape::kTilesM][2];                  // of the halves of a block's input channels
   unsigned r_scales[Shape::kGroups][Shape::kTilesM];  // of rows g and g + 8
   unsigned r_zeros[Shape::kGroups][Shape::kBlocks];   // of rows g and g + 8 of the first m16 tile, then of the second
+
+  // Something of every load.
+  __device__ __forceinline__ unsigned loaded() const {
+    unsigned all = 0;
+#pragma unroll
+    for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+      all |= r_words[tile][0].x | r_words[tile][1].x;
+#pragma unroll
+      for (int group = 0; group < Shape::kGroups; ++group) {
+        if (tile % 2 == 0) all |= r_scales[group][tile] | r_zeros[group][tile / 2];
+      }
+    }
+    return all;
+  }
 };
 
 template <typename Shape>

@@ -1,4 +1,4 @@
-// One lane of a warp, one PTX instruction.
+// What a warp decides as a whole.
 #pragma once
 
 namespace baracuda {
@@ -10,6 +10,17 @@ __device__ __forceinline__ bool elect_one() {
   unsigned chosen;
   asm volatile("{ .reg .pred chosen; elect.sync _|chosen, 0xffffffff; selp.u32 %0, 1, 0, chosen; }" : "=r"(chosen));
   return chosen != 0;
+}
+
+// True, when all lanes of a warp have their `loaded`, which is not 0, where the compiler cannot know that.
+__device__ __forceinline__ bool warp_has_loaded(unsigned loaded) {
+  unsigned all;
+  asm volatile(
+      "{ .reg .pred all; setp.ne.u32 all, %1, 0; vote.sync.all.pred all, all, 0xffffffff; selp.u32 %0, 1, 0, all; }"
+      : "=r"(all)
+      : "r"(loaded)
+      : "memory");
+  return all != 0;
 }
 
 }  // namespace baracuda

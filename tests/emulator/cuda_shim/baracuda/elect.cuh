@@ -9,4 +9,7 @@ inline bool elect_one() {
   return chosen;
 }
 
+// Loads have come at once here.
+inline bool warp_has_loaded(unsigned loaded) { return loaded != 0; }
+
 }  // namespace baracuda
