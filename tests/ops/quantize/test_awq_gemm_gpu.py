@@ -279,16 +279,17 @@ def test_partial_sums_beyond_f16_do_not_overflow_the_result(torch, m, layout):
 
 def _cases_for_reruns():
     return [
-        pytest.param(m, layout, element, id=f"{m}-{layout.name}-{element.name}")
-        for m in (3, 17, 129)
+        pytest.param(m, *weights, layout, element, id=f"{m}-{layout.name}-{element.name}")
+        # The largest stay in L2, from where copies come soonest, and 64 rows read them twice.
+        for m, *weights in ((3, 896, 896, 64), (17, 896, 896, 64), (129, 896, 896, 64), (64, 4096, 14336, 32))
         for layout in bp.AwqWeightLayout
         for element in ELEMENTS
     ]
 
 
-@pytest.mark.parametrize(("m", "layout", "element"), _cases_for_reruns())
-def test_reruns_alone_and_beside_a_busy_stream_give_the_same_bits(torch, m, layout, element):
-    layer = Layer(torch, 896, 896, 64, layout, element)
+@pytest.mark.parametrize(("m", "ic", "oc", "group_size", "layout", "element"), _cases_for_reruns())
+def test_reruns_alone_and_beside_a_busy_stream_give_the_same_bits(torch, m, ic, oc, group_size, layout, element):
+    layer = Layer(torch, ic, oc, group_size, layout, element)
     x = layer.activation(m)
     other = torch.cuda.Stream()
     busy = torch.randn((4096, 4096), device="cuda", dtype=torch.float16)
