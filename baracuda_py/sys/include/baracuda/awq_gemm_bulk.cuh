@@ -6,10 +6,10 @@
 // a tile: kRowWarps take 32 or 64 channels each, kDepthWarps share out the blocks of 128 input channels (warp w takes w,
 // w + kDepthWarps, ...). Each streams its own blocks through a ring of its own, by bulk copies that one lane issues, so
 // that no barrier of the CTA lies between the first block of a tile and the last, and copies go on from tile to tile. Of the
-// other warps one copies x, for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once. The
-// others add the sums of a tile while the next is multiplied; those of the last tile the warps that multiply add.
+// other warps one copies x, for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once. Up to
+// 16 tokens the others add the sums of a tile while the next is multiplied; those of the last tile the warps that multiply add.
 //
-// A block is some hundred instructions, and a scheduler has two warps to take them from: every one that is not of the product
+// A block is some 300 instructions, and a scheduler has two warps to take them from: every one that is not of the product
 // tells. So what a warp decides is the same in all lanes, in uniform registers, and the lane that copies is an elected one.
 //
 // The copy engine begins late, behind barriers and what leads to them: instructions and parameters come from memory at first
@@ -39,14 +39,13 @@
 
 namespace baracuda {
 
-// Warps beside those that multiply: one copies x, the others add sums. Entries for 8 tokens need no others for one tile.
+// Warps beside those that multiply: one copies x, the others add sums. For one tile entries for 8 tokens need the first alone.
 BARACUDA_CONSTANT(kOtherWarps, 4);
 BARACUDA_CONSTANT(kT8OtherWarps, 1);
 BARACUDA_CONSTANT(kMostSumTokens, 16);
 BARACUDA_CONSTANT(kBoxChannels, 64);  // input channels of a box of x: rows of 128 bytes
 constexpr int kBoxRowBytes = kBoxChannels * 2;
 constexpr int kBlockBoxes = kBlockDepth / kBoxChannels;
-
 
 // Shapes of one entry point.
 template <template <typename> class WeightsOf, int kWarpBlocks, int kRows, int kDepths, int kTokenTiles, int kGroupCount,
@@ -74,6 +73,8 @@ struct BulkShape {
   static constexpr int kAddingThreads = (kOtherWarps - 1) * kWarpLanes;
   static constexpr int kLowRegisters = kAddsApart ? 56 : 24;  // of threads that do not multiply, and of those that do then
   static constexpr int kHighRegisters = kAddsApart ? 224 : 240;
+  static_assert(!kMovesRegisters || (kWarps == 8 && kOtherWarps == 4 && 4 * kLowRegisters + 8 * kHighRegisters <= 12 * 168),
+                "warpgroups share out what a CTA is launched with");
   static constexpr unsigned kTokenSums = kSumTokens * kChannels;
   static constexpr unsigned kReceived = kDepthWarps * kTokenSums;  // where the sums of the other part begin
   static constexpr unsigned kSumBytes = (kReceived + (kParts - 1) * kSumTokens * kOwnChannels) * 4;
@@ -81,8 +82,8 @@ struct BulkShape {
   static_assert(kRowWarps == 1 || kBlocks == 2, "the warps of a column take whole tiles");
 };
 
-// x lies as boxes of `tokens` rows of 128 bytes, swizzled: where, from `boxes` on, a quarter of a slice of a token is, 16
-// bytes. Tokens beyond them are given the last one's address.
+// x lies as boxes of `tokens` rows of 128 bytes, swizzled: where, from the offset `boxes` on, a quarter of a slice of a token
+// is, 16 bytes. Tokens beyond them are given the last one's address.
 __device__ __forceinline__ unsigned token_address(unsigned boxes, int tokens, int token, int slice, int quarter) {
   constexpr int kBoxSlices = kBoxChannels / kSliceChannels;
   const int row = slice / kBoxSlices * tokens + (token < tokens ? token : tokens - 1);
@@ -97,7 +98,7 @@ template <typename Shape>
 struct TokenOffsets {
   unsigned r_offsets[Shape::kTilesN][kBlockBoxes];
 
-  // `token` of the first tile, which has `tokens` of all.
+  // `token` of the first tile, of boxes of `tokens` rows.
   __device__ __forceinline__ TokenOffsets(unsigned boxes, int tokens, int token, int quarter) {
 #pragma unroll
     for (int n = 0; n < Shape::kTilesN; ++n) {
@@ -521,7 +522,7 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
           const typename Weights::Held held = Weights::hold(unit.s_item, lane);
           __syncwarp();  // all lanes have what they need of the unit
           // Loads queue, and a copy from L2 can overtake them: unless all have come, one launch of some hundred reads of a
-          // unit what takes its place (OC_MAJOR, groups of 32, 64 rows, H100).
+          // unit what takes its place (OC_MAJOR, groups of 32, 64 rows, H100). The compiler does not know that oc is not 0.
           if (next_tile < end_tile && warp_has_loaded(held.loaded() | static_cast<unsigned>(operands.oc))) {
             copy_unit(shared_address(unit.s_item), unit.s_barrier);
           }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "baracuda/awq_gemm_bulk.cuh"
-#include "baracuda/cache_policy.cuh"
 
 namespace baracuda {
 

@@ -6,6 +6,7 @@
 
 #include "baracuda/awq_gemm_bulk_tiled.cuh"
 #include "baracuda/awq_gemm_bulk_tiles.cuh"
+#include "baracuda/cache_policy.cuh"
 
 #define BARACUDA_BULK_ENTRY(name, clusters, Element, Tile, kTokenTiles, kGroups)                                            \
   extern "C" __global__ void clusters                                                                                       \
@@ -15,7 +16,7 @@
     using Shape = baracuda::Tile<baracuda::BulkTiled, kTokenTiles, kGroups>;                                                \
     baracuda::awq_gemm_bulk<Shape>(baracuda::AwqGemmOperands<Element> BARACUDA_AWQ_GEMM_OPERANDS, &x_map,                   \
                                    {reinterpret_cast<const unsigned char*>(weights),                                        \
-                                    gridDim.y == 1 ? baracuda::evict_first_policy()   /* read once */                        \
+                                    gridDim.y == 1 ? baracuda::evict_first_policy()   /* read once */                       \
                                                    : baracuda::evict_normal_policy()},                                      \
                                    baracuda::BulkLayout<Shape>{tokens, stages, slots}, tiles, overlaps != 0);               \
   }

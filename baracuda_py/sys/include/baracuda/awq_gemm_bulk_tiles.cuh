@@ -1,12 +1,12 @@
 // The tiles of awq_gemm_bulk.cuh that have entry points.
 //
 // An entry's name has its channels (c), where two CTAs share out k its parts (p), its tokens (t) and groups of a block (g).
-// grid (ceil(oc / channels / tiles) * parts, ceil(m / tokens)). Threads, and bytes of dynamic shared memory, as BulkShape and
-// BulkLayout say: `slots` times depth warps * 256 * tokens, rounded up to 1024, warps * stages units, depth warps * s * c
-// sums of 4 bytes, of s = min(t, 16) tokens, and, of two parts, s * c / 2 more, and 8 bytes for each unit and twice for each
-// slot, or more. x_map is x as (ic / 64, m, 64) with boxes of (2 * depth warps, tokens, 64), swizzled over 128 bytes;
-// tokens <= t. Of two parts, tiles is 1, and ic more than a chunk. `overlaps` is 1 where the launch may begin before the one
-// ahead of it has ended.
+// grid (ceil(oc / channels / tiles) * parts, ceil(m / tokens)). Threads as BulkShape says, or, of t8 with one tile, those of
+// the warps that multiply and one more. Bytes of dynamic shared memory as BulkLayout says: `slots` times depth warps * 256 *
+// tokens, rounded up to 1024, warps * stages units, depth warps * s * c sums of 4 bytes, of s = min(t, 16) tokens, and, of two
+// parts, s * c / 2 more, and 8 bytes for each unit and twice for each slot, or more. x_map is x as (ic / 64, m, 64) with boxes
+// of (2 * depth warps, tokens, 64), swizzled over 128 bytes; tokens <= t. Of two parts, tiles is 1, and ic more than a chunk.
+// `overlaps` is 1 where the launch may begin before the one ahead of it has ended.
 #pragma once
 
 #include "baracuda/awq_gemm_bulk.cuh"

@@ -1,12 +1,9 @@
-// How L2 keeps lines, and predicated loads of global memory whose lines are the first that it gives up, one PTX instruction
-// each.
-//
-// For data that is read once: what else is in L2 stays. Where not `present`, nothing is read and the destination keeps
-// its value.
+// How L2 keeps lines, and loads of global memory that say so, a PTX instruction each.
 #pragma once
 
 namespace baracuda {
 
+// For data that is read once: what else is in L2 stays.
 __device__ __forceinline__ unsigned long long evict_first_policy() {
   unsigned long long policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -19,6 +16,7 @@ __device__ __forceinline__ unsigned long long evict_normal_policy() {
   return policy;
 }
 
+// Where not `present`, nothing is read and the destination keeps its value.
 __device__ __forceinline__ void load_evict_first_16(unsigned (&words)[4], const void* address, bool present,
                                                     unsigned long long policy) {
   asm volatile(

@@ -12,7 +12,7 @@ __device__ __forceinline__ bool elect_one() {
   return chosen != 0;
 }
 
-// True, when all lanes of a warp have their `loaded`, which is not 0, where the compiler cannot know that.
+// True, once all lanes of a warp have their `loaded`. It is not 0, which the compiler must not know.
 __device__ __forceinline__ bool warp_has_loaded(unsigned loaded) {
   unsigned all;
   asm volatile(

@@ -18,7 +18,7 @@ struct RingPlace {
   }
 };
 
-// The same in shared memory, where items, and barriers, follow each other: no multiplications.
+// The same in shared memory, where items, and barriers, follow each other: multiplications at the end alone.
 struct RingAddress {
   const unsigned char* s_item;
   unsigned s_barrier;
