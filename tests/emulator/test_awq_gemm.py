@@ -9,6 +9,7 @@ from cuda_emulator.backend import HOPPER_SLICE, EmulatorBackend, emulated_regist
 
 import baracuda_py as bp
 from baracuda_py.ops.quantize import awq_gemm_sm90a_wide as wide
+from baracuda_py.ops.quantize.awq_packing import pack_weight, pack_zeros
 from baracuda_py.ops.quantize.awq_tiles import pack_tiles
 from baracuda_py.testing.batches import batch_of
 from baracuda_py.testing.calls import Call, Case, frobenius_error, reference_outputs
@@ -21,7 +22,7 @@ VARIANTS = [
     ("small_m", OC_MAJOR),
     *((variant, layout) for variant in ("stream", "splitk", "tile") for layout in LAYOUTS),
     *(("bulk", layout) for layout in LAYOUTS),
-    *((variant, TILED) for variant in ("bulk", "wide", "stream", "tile", "direct")),
+    *((variant, TILED) for variant in ("bulk", "warpgroup", "wide", "stream", "tile", "direct")),
 ]
 ELEMENTS = (bp.ElementKind.F16, bp.ElementKind.BF16)
 
@@ -119,6 +120,31 @@ def test_a_token_has_the_same_bits_in_every_batch_by_bulk_copies(
 
 
 @pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+@pytest.mark.parametrize(
+    ("group", "ic", "oc", "tile"),
+    [
+        (128, 2304, 72, "c64_p2"),
+        (64, 1088, 456, "c64"),
+        (32, 1088, 776, "c128"),
+        (-1, 1088, 520, "c128"),
+        (128, 1152, 1032, "c64"),
+    ],
+)  # fmt: skip
+def test_a_token_has_the_same_bits_in_every_batch_by_warpgroups(
+    modules, monkeypatch, group, ic, oc, tile, element
+):
+    registry = emulated_registry(EmulatorBackend(modules, HOPPER_SLICE))
+    monkeypatch.setattr(bp, "default_registry", lambda: registry)
+    descriptor = bp.Int4AwqGemmDescriptor(67, ic, oc, group, None, TILED, element)
+    case = _case(registry, "warpgroup", descriptor)
+    assert f"_{tile}_t64_" in case.plan.launches[0].entry
+    inputs = inputs_for(case.op, descriptor)
+    exact = reference_outputs(case.op, descriptor, inputs)["output"]
+    assert frobenius_error(_run(case, inputs), exact) <= relative_tolerance(case.guarantee, descriptor.element)
+    _rows_are_those_of(case, (1, 15, 16, 17, 32, 33, 64))
+
+
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
 @pytest.mark.parametrize(("group", "ic"), [(128, 640), (64, 448), (32, 416), (-1, 416)])
 def test_a_token_has_the_same_bits_in_every_tile_of_one_range(registry, group, ic, element):
     descriptor = bp.Int4AwqGemmDescriptor(130, ic, 136, group, None, TILED, element)
@@ -173,6 +199,53 @@ def test_partial_sums_beyond_f16_do_not_overflow(registry, layout, variant):
         inputs["weight_packed"][...] = np.uint32(0xFFFFFFFF).astype(inputs["weight_packed"].dtype)
         inputs["zeros"][...], inputs["scales"][...] = 0, 1
     assert (_run(case, inputs) == 0).all()
+
+
+def _packed(layout, nibbles, zeros, scales, group) -> dict[str, np.ndarray]:
+    """Inputs of weights that the nibbles (ic, oc) stand for; zeros and scales: (ic / group, oc)."""
+    if layout is TILED:
+        return {"weight_packed": pack_tiles(pack_weight(nibbles, "oc_major"), zeros, scales, group)}
+    return {
+        "weight_packed": pack_weight(nibbles, layout.value),
+        "zeros": pack_zeros(zeros, layout.value),
+        "scales": scales,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("m", [3, 16, 17], ids=lambda m: f"m{m}")
+@pytest.mark.parametrize("group", [128, 64, 32])
+@pytest.mark.parametrize("layout", bp.AwqWeightLayout, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+def test_weights_that_are_their_zero_point_add_nothing(registry, layout, element, group, m):
+    descriptor = bp.Int4AwqGemmDescriptor(m, 256, 64, group, None, layout, element)
+    case = _case(registry, "bulk", descriptor)
+    inputs = inputs_for(case.op, descriptor)
+    rng = np.random.default_rng(group)
+    zeros = rng.integers(0, 16, (256 // group, 64), np.uint8)
+    scales = (1 + rng.integers(0, 8, zeros.shape) / 8).astype(np.float16)
+    inputs |= _packed(layout, np.repeat(zeros, group, axis=0), zeros, scales, group)
+    inputs["activation"][...] = rng.integers(-100, 101, (m, 256))
+    assert (_run(case, inputs) == 0).all()
+
+
+@pytest.mark.parametrize("group", [128, 64, 32])
+@pytest.mark.parametrize("layout", bp.AwqWeightLayout, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+def test_sums_of_x_far_beyond_the_result_cancel(registry, layout, element, group):
+    """Of each token all x lie near a large value, and of each group all q - z add up to 0."""
+    descriptor = bp.Int4AwqGemmDescriptor(5, 256, 64, group, None, layout, element)
+    case = _case(registry, "bulk", descriptor)
+    inputs = inputs_for(case.op, descriptor)
+    rng = np.random.default_rng(group)
+    zeros = rng.integers(4, 12, (256 // group, 64), np.uint8)
+    offsets = rng.integers(-4, 4, (256 // group, group // 2, 64))
+    offsets = rng.permuted(np.concatenate([offsets, -offsets], axis=1), axis=1)
+    nibbles = (np.repeat(zeros, group, axis=0) + offsets.reshape(256, 64)).astype(np.uint8)
+    scales = (1 + rng.integers(0, 8, zeros.shape) / 8).astype(np.float16)
+    inputs |= _packed(layout, nibbles, zeros, scales, group)
+    inputs["activation"][...] = 64 + rng.integers(0, 64, (5, 256)) / 2
+    exact = reference_outputs(case.op, descriptor, inputs)["output"]
+    assert frobenius_error(_run(case, inputs), exact) <= relative_tolerance(case.guarantee, element)
 
 
 @pytest.mark.parametrize(("variant", "layout"), VARIANTS)

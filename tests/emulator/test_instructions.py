@@ -104,6 +104,22 @@ def test_bytes_are_permuted_as_the_selector_says(bench):
         assert result.to_bytes(4, "little") == expected
 
 
+def test_a_lane_has_the_value_of_the_lane_that_it_names(bench):
+    values, lanes = np.random.default_rng(9).permutation(32), np.random.default_rng(10).integers(0, 32, 32)
+    given = np.concatenate([values, lanes]).astype(np.float32)
+    found = bench.run("values_of_lanes", given, np.empty(32, np.float32), block=32)
+    assert np.array_equal(found, values[lanes])
+
+
+def test_mma_multiplies_subnormal_numbers(bench):
+    nibbles = (np.add.outer(3 * np.arange(16), np.arange(16)) % 16).astype(np.uint16)
+    nibbles[8:] *= 16  # as those of another position lie
+    b = np.random.default_rng(11).integers(-2000, 2001, (16, 8)).astype(np.float16)
+    given = np.concatenate([nibbles.ravel(), b.view(np.uint16).ravel()])
+    found = bench.run("mma_f16", given, np.empty((16, 8), np.float32), block=32, shared_bytes=512)
+    assert np.array_equal(found * 2.0**24, nibbles.astype(np.float64) @ b.astype(np.float64))
+
+
 @pytest.mark.parametrize("element", DTYPES)
 def test_ldmatrix_and_mma_multiply_matrices(bench, element):
     random = np.random.default_rng(4)

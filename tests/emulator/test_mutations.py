@@ -1,4 +1,5 @@
-"""Every barrier and every wait in the CUDA sources is there for a reason that the emulator sees when it is gone."""
+"""Every barrier and every wait in the CUDA sources is there for a reason that the emulator sees when it is gone, and
+arithmetic that only just misses is not near enough."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ from cuda_emulator.problems import cuda_kernels, problems
 import baracuda_py
 from baracuda_py.errors import DriverError
 from baracuda_py.registry import Kernel
-from baracuda_py.testing.calls import Call
+from baracuda_py.testing.calls import Call, frobenius_error, reference_outputs
+from baracuda_py.testing.data import inputs_for
 from baracuda_py.vocab.code import PtxCode
+from baracuda_py.vocab.tolerance import relative_tolerance
 
 _ORDERS = re.compile(
     r"__sync(?:threads|warp)\(\);|cp_async_commit\(\);|cp_async_wait<[^;]*>\(\);"
@@ -42,14 +45,20 @@ _HARMLESS = {
     ("include/baracuda/awq_fp8_gemm_tiled.cuh", _CONVERGES): "a GPU's barrier wants warps whole, the emulator's not",
     ("include/baracuda/awq_gemm_bulk.cuh", _CONVERGES): "as above",
     ("include/baracuda/awq_gemm_tiled_wide.cuh", _CONVERGES): "as above",
+    ("include/baracuda/awq_gemm_warpgroup.cuh", _CONVERGES): "as above",
     ("include/baracuda/awq_gemm_bulk.cuh", f"__syncwarp();\n      {_ENDS}"): "as above, the cluster's",
+    ("include/baracuda/awq_gemm_warpgroup.cuh", f"__syncwarp();\n      {_ENDS}"): "as above",
     ("include/baracuda/awq_gemm_bulk.cuh", "__syncwarp();  // the last lanes"): "as above",
     ("include/baracuda/awq_gemm_bulk.cuh", _ENDS): "a warp that ends counts as arrived, only later",
+    ("include/baracuda/awq_gemm_warpgroup.cuh", _ENDS): "as above",
+    ("include/baracuda/awq_gemm_warpgroup.cuh", "cluster_wait();\n        return;"): "as above",
 }
 # Modules that show a file's, or those of them that begin so, where the first that has it orders the same in another way
 # too, fp8 takes turns, or has fewer problems that show it, or no clusters.
 _SHOWN_BY = {
     ("include/baracuda/awq_gemm_wide_store.cuh", ""): "sm90a.quantize.awq_gemm.tiled_wide_few_bf16_g1",
+    ("include/baracuda/awq_gemm_warpgroup.cuh", "cluster_"): "sm90a.quantize.awq_gemm.warpgroup_bf16_g1",
+    ("include/baracuda/awq_gemm_warpgroup.cuh", ""): "sm90a.quantize.awq_gemm.warpgroup_bf16_g2",
     ("include/baracuda/awq_gemm_bulk.cuh", "cluster_"): "sm90a.quantize.awq_gemm.bulk_hf_gemm_bf16_g1",
     ("include/baracuda/awq_gemm_bulk.cuh", ""): "sm90a.quantize.awq_gemm.tiled_bf16_g1",
 }
@@ -141,3 +150,44 @@ def test_a_kernel_without_one_of_its_barriers_or_waits_is_caught(removal, module
 def test_the_statements_said_to_be_harmless_exist():
     for label, statement in _HARMLESS:
         assert statement in (PACKAGE / label).read_text("utf-8")
+
+
+_PAIR, _BULK = "include/baracuda/int4_pair.cuh", "include/baracuda/awq_gemm_bulk.cuh"
+_OC_MAJOR = "include/baracuda/awq_gemm_bulk_oc_major.cuh"
+
+
+@pytest.mark.parametrize(
+    ("module", "label", "right", "wrong"),
+    [
+        ("tiled_f16_g1", _PAIR, "0x1p24f : 0x1p20f", "0x1p24f : 0x1p24f"),
+        ("tiled_f16_g1", _PAIR, "ones() { return kOne; }", "ones() { return kSixteenth; }"),
+        ("tiled_f16_g1", _BULK, "value_of_lane(sum, 8 * t + 4)", "value_of_lane(sum, 8 * t)"),
+        ("tiled_bf16_g1", _BULK, "r_halves[n][0] + r_halves[n][2]", "2 * r_halves[n][0]"),
+        ("bulk_hf_gemm_bf16_g1", _BULK, "__byte_perm(zeros, 0, 0x4140)", "__byte_perm(zeros, 0, 0x4041)"),
+        ("bulk_oc_major_f16_g1", _PAIR, "word >> kNibbleBits * (position - 1)", "word >> 4 * position"),
+        ("bulk_oc_major_f16_g1", _OC_MAJOR, "<< kNibbleBits * (1 - column % 2)", "<< kNibbleBits * (column % 2)"),
+        ("bulk_oc_major_f16_g4", _PAIR, "position % 2 == 0 ? 0x4c004c00u : kOne;", "kOne;"),
+    ],
+)  # fmt: skip
+def test_wrong_arithmetic_on_zero_points_is_caught(module, label, right, wrong, modules, tmp_path, monkeypatch):
+    for folder in ("include", "src"):
+        shutil.copytree(PACKAGE / folder, tmp_path / folder)
+    text = (PACKAGE / label).read_text("utf-8")
+    assert right in text
+    (tmp_path / label).write_text(text.replace(right, wrong, 1), "utf-8")
+    name = f"sm90a.quantize.awq_gemm.{module}"
+    unit = modules.units[name]
+    whole = emulated_registry(EmulatorBackend(modules, HOPPER))
+    bulk = [kernel for kernel in cuda_kernels() if kernel.sku.variant.startswith("bulk")]
+    cases = (case for kernel in bulk for case in problems(whole, kernel))
+    case = next(case for case in cases if any(launch.entry in unit.entries for launch in case.plan.launches))
+    changed = evolve(
+        unit, path=tmp_path / unit.path.relative_to(PACKAGE), include=tmp_path / "include",
+        entries=tuple({launch.entry for launch in case.plan.launches} & set(unit.entries)),
+    )  # fmt: skip
+    registry = emulated_registry(EmulatorBackend(modules.with_replaced({name: changed}), HOPPER))
+    monkeypatch.setattr(baracuda_py, "default_registry", lambda: registry)
+    inputs = inputs_for(case.op, case.descriptor)
+    exact = reference_outputs(case.op, case.descriptor, inputs)["output"]
+    found = Call.of(evolve(case, registry=registry), inputs).run()["output"]
+    assert frobenius_error(found, exact) > relative_tolerance(case.guarantee, case.descriptor.element)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from baracuda_py.ops.quantize.awq_gemm_dequantized import dequantized_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm80 import sm80_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm90a import sm90a_kernels
+from baracuda_py.ops.quantize.awq_gemm_sm90a_warpgroup import warpgroup_kernels
 from baracuda_py.ops.quantize.awq_gemm_sm90a_wide import wide_kernels
 from baracuda_py.ops.quantize.awq_gemm_stream import stream_kernels
 from baracuda_py.ops.quantize.awq_gemm_tiled import tiled_kernels
@@ -272,6 +273,7 @@ OP = Op(
         *(kernel for layout in AwqWeightLayout for kernel in stream_kernels(layout)),
         *(kernel for layout in _DIRECT for kernel in sm80_kernels(layout)),
         *(kernel for layout in AwqWeightLayout for kernel in sm90a_kernels(layout)),
+        *warpgroup_kernels(AwqWeightLayout.TILED),
         *wide_kernels(AwqWeightLayout.TILED),
         *tiled_kernels(AwqWeightLayout.TILED),
         *dequantized_kernels(),

@@ -43,11 +43,12 @@ void elect(void* const (&operands)[kWarpLanes]);
 
 struct Shuffle {
   unsigned mask;
-  int lane_mask;
+  int lane;  // or what a lane's own number differs in
   unsigned long long sent;
   unsigned long long received;
 };
 void shuffle_xor(void* const (&operands)[kWarpLanes]);
+void shuffle_index(void* const (&operands)[kWarpLanes]);
 
 struct MatrixLoad {
   unsigned (&fragment)[4];

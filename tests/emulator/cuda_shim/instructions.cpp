@@ -262,7 +262,14 @@ void shuffle_xor(void* const (&operands)[kWarpLanes]) {
   for (int lane = 0; lane < kWarpLanes; ++lane) {
     auto& own = *static_cast<Shuffle*>(operands[lane]);
     if (own.mask != 0xffffffffu) fail("a shuffle's mask names a part of the warp");
-    own.received = static_cast<const Shuffle*>(operands[(lane ^ own.lane_mask) % kWarpLanes])->sent;
+    own.received = static_cast<const Shuffle*>(operands[(lane ^ own.lane) % kWarpLanes])->sent;
+  }
+}
+
+void shuffle_index(void* const (&operands)[kWarpLanes]) {
+  for (void* operand : operands) {
+    auto& own = *static_cast<Shuffle*>(operand);
+    own.received = static_cast<const Shuffle*>(operands[own.lane % kWarpLanes])->sent;
   }
 }
 

@@ -6,6 +6,7 @@
 #include "baracuda/bulk_copy.cuh"
 #include "baracuda/cp_async.cuh"
 #include "baracuda/mbarrier.cuh"
+#include "baracuda/shuffle.cuh"
 #include "baracuda/store_matrix.cuh"
 #include "baracuda/wgmma.cuh"
 #include "baracuda/wgmma_fp8.cuh"
@@ -47,6 +48,11 @@ extern "C" __global__ void mul_bf16(const unsigned* in, unsigned* out) {
 extern "C" __global__ void permute(const unsigned* in, unsigned* out) {
   const unsigned* operands = in + 3 * global_index();
   out[global_index()] = __byte_perm(operands[0], operands[1], operands[2]);
+}
+
+// One warp. in: values, then lanes.
+extern "C" __global__ void values_of_lanes(const float* in, float* out) {
+  out[threadIdx.x] = value_of_lane(in[threadIdx.x], static_cast<int>(in[32 + threadIdx.x]));
 }
 
 // One warp. in: a (16, 16), row-major, then b (16, 8), row-major; out: a * b (16, 8). Operand A goes through

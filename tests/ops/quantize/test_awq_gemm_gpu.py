@@ -191,7 +191,7 @@ def test_every_kernel_is_within_its_guarantee_at_every_number_of_rows(torch, ic,
             checked.add(token)
     families = {token.rpartition(".")[2].removesuffix(f"_{layout.value}") for token in checked}
     if layout is TILED:
-        assert {"bulk", "wide", "stream", "tile", "direct"} <= families
+        assert {"bulk", "warpgroup", "wide", "stream", "tile", "direct"} <= families
         return
     assert {"bulk", "stream", "tile"} <= families
     assert ("small_m" in families) == (layout is bp.AwqWeightLayout.OC_MAJOR)
@@ -344,7 +344,7 @@ def test_wide_tiles_of_every_size_are_right_whole_and_split(torch, monkeypatch, 
 
 
 @pytest.mark.parametrize("rows", [1, 9, 40, 300])
-@pytest.mark.parametrize("variant", ["bulk_tiled", "bulk_hf_gemm", "bulk_oc_major", "wide_tiled"])
+@pytest.mark.parametrize("variant", ["bulk_tiled", "bulk_hf_gemm", "bulk_oc_major", "warpgroup_tiled", "wide_tiled"])
 def test_a_chain_of_overlapping_launches_makes_the_bits_of_plain_ones(torch, variant, rows):
     # Each layer reads what the launch before it writes, and begins while that one ends.
     width = 4224 if variant == "bulk_hf_gemm" else 1024  # enough for two thread blocks a tile

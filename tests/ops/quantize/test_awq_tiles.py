@@ -285,6 +285,56 @@ def test_kernels_of_bulk_copies_read_nothing_through_the_read_only_cache(layout,
     assert "ld.global.nc" not in text
 
 
+def _warpgroup(m: int, ic: int, oc: int, group_size: int = 128):
+    """The one launch of the kernel of two warpgroups, on an H100."""
+    desc = bp.Int4AwqGemmDescriptor(m, ic, oc, group_size, split_k_iters=None, weight_layout=TILED)
+    (sku,) = (one.sku for one in bp.explain(desc, "sm_90a").candidates
+              if one.refusal is None and one.sku.variant == "warpgroup_tiled")  # fmt: skip
+    plan = bp.default_registry().plan(sku, desc, "sm_90a")
+    (launch,) = plan.launches
+    assert plan.workspace_size == 0
+    assert plan.precision_guarantee.batch_invariant
+    return launch
+
+
+@pytest.mark.parametrize("group_size", [32, 64, -1])
+@pytest.mark.parametrize(("oc", "ic"), SHAPES)
+def test_the_tiles_of_two_warpgroups_do_not_depend_on_m(oc, ic, group_size):
+    rows = (1, 16, 17, 32, 33, 64, 65, 130, 300)
+    launches = [_warpgroup(m, ic, oc, group_size) for m in rows]
+    assert len({(re.sub(r"_t\d+", "", one.entry), one.grid[0], one.parameters[16]) for one in launches}) == 1
+    assert [one.grid[1] for one in launches] == [1] * 6 + [2, 3, 5]
+    for m, launch in zip(rows, launches, strict=True):
+        tokens, stages, tiles, overlaps, boxes = launch.parameters[14:]
+        entry = int(re.search(r"_t(\d+)_", launch.entry)[1])
+        assert entry // 2 < tokens <= entry or entry == 16
+        assert tokens % 8 == 0
+        assert m <= tokens * launch.grid[1]
+        assert launch.block == (384, 1, 1)
+        assert launch.grid[0] <= 132, "one wave"
+        assert stages >= 2 or ic < 1024, "copies while it multiplies"
+        assert tiles == 1 or "_p2_" not in launch.entry
+        assert boxes.box == (64, tokens, 2 if "_c128_" in launch.entry else 4)
+        assert 227 * 1024 // 2 < launch.shared_bytes <= 227 * 1024, "an SM takes one thread block"
+        assert (overlaps.plain, overlaps.overlapping) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("oc", "ic", "tile", "blocks"),
+    [
+        (4096, 14336, "c64_p2", 128),
+        (4096, 128, "c64", 64),  # nothing to share out
+        (5120, 4096, "c64", 80),
+        (8192, 8192, "c64", 128),
+        (14336, 4096, "c128", 112),
+        (28672, 8192, "c128", 112),
+    ],
+)
+def test_two_warpgroups_take_the_largest_tile_that_leaves_the_busiest_sm_the_least(oc, ic, tile, blocks):
+    launch = _warpgroup(16, ic, oc)
+    assert (re.search(r"_(c\d+(?:_p2)?)_t", launch.entry)[1], launch.grid[0]) == (tile, blocks)
+
+
 def _wide(m, ic, oc, group_size=32):
     desc = bp.Int4AwqGemmDescriptor(m, ic, oc, group_size, split_k_iters=None, weight_layout=TILED)
     (wide,) = (one.sku for one in bp.explain(desc, "sm_90a").candidates

@@ -9,7 +9,7 @@
 // other warps one copies x, for all, in chunks of kDepthWarps blocks; where the slots take all of x, it is copied once. Up to
 // 16 tokens the others add the sums of a tile while the next is multiplied; those of the last tile the warps that multiply add.
 //
-// A block is some 300 instructions, and a scheduler has two warps to take them from: every one that is not of the product
+// A block is some 250 instructions, and a scheduler has two warps to take them from: every one that is not of the product
 // tells. So what a warp decides is the same in all lanes, in uniform registers, and the lane that copies is an elected one.
 //
 // The copy engine begins late, behind barriers and what leads to them: instructions and parameters come from memory at first
@@ -17,6 +17,10 @@
 //
 // Where there are few tiles, two CTAs of a cluster (kParts), which take one tile, share out its chunks: each sends the sums of
 // half of the channels to the other, and stores the other half.
+//
+// Operand A is q as it lies (int4_pair.cuh), an instruction less for each register than q - z. From the sums of a group zero
+// points times the sum of x are then subtracted: one more mma for a slice and 8 tokens, whose 6.5 cycles overlap with nothing
+// (H200), and a multiply-add for each sum. With groups of 32 that is more than it saves, and operand A is q - z.
 //
 // A row's bits do not depend on m: tokens do not meet, and the order of k depends on ic, the groups, kDepthWarps and kParts
 // only.
@@ -35,6 +39,7 @@
 #include "baracuda/partial_barrier.cuh"
 #include "baracuda/register_count.cuh"
 #include "baracuda/ring_place.cuh"
+#include "baracuda/shuffle.cuh"
 #include "baracuda/warp_uniform.cuh"
 
 namespace baracuda {
@@ -55,6 +60,8 @@ struct BulkShape {
   static constexpr int kTilesM = 2 * kBlocks;  // m16 tiles
   static constexpr int kTilesN = kTokenTiles;  // n8 tiles
   static constexpr int kGroups = kGroupCount;  // of a block
+  // Whether operand A is q - z. The same for all token tiles: a row's bits would else depend on m.
+  static constexpr bool kSubtractsFirst = kGroups > 2;
   static constexpr int kRowWarps = kRows;
   static constexpr int kDepthWarps = kDepths;
   static constexpr int kParts = kClusterParts;  // CTAs that share out k: 1 or 2
@@ -183,50 +190,87 @@ struct SharedTokens {
   __device__ __forceinline__ void read(unsigned (&b)[Shape::kTilesN][4], int slice) const { boxes.read(s_slot, b, slice); }
 };
 
-// What operand A of a group is made of, where the zero points of two m16 tiles are the nibbles of a word.
+// Sums of x over a group, by one mma for a slice of an n8 tile. Its operand A is what B is for weights, as it lies, and its B
+// is all ones, so that it does not matter which columns a register is: half of a token's sum is row g, half is row g + 8.
 template <typename Shape, typename Element>
-struct RowFragments {
-  using Pair = Int4Pair<Element>;
-  using Held = typename Shape::Weights::Held;
-  const Held& held;
-  unsigned r_upper[Shape::kTilesM], r_lower[Shape::kTilesM];  // zero terms of rows g, and g + 8
+struct TokenSums {
+  float r_halves[Shape::kTilesN][4] = {};
 
-  __device__ __forceinline__ RowFragments(const Held& unit, int group) : held(unit) {
+  __device__ __forceinline__ void add(const unsigned (&b)[Shape::kTilesN][4]) {
+    const unsigned ones = Int4Pair<Element>::ones();
 #pragma unroll
-    for (int tile = 0; tile < Shape::kTilesM; tile += 2) {
-      const unsigned both = join_low_halves(held.r_zeros[group][tile / 2], held.r_zeros[group][tile / 2]);
-      r_upper[tile] = Pair::template stored_zero_term<0>(both);
-      r_lower[tile] = Pair::template stored_zero_term<1>(both);
-      r_upper[tile + 1] = Pair::template stored_zero_term<2>(both);
-      r_lower[tile + 1] = Pair::template stored_zero_term<3>(both);
-    }
+    for (int n = 0; n < Shape::kTilesN; ++n) mma_m16n8k16<Element>(r_halves[n], b[n], ones, ones);
+  }
+  // Of a lane's columns of operand B, 2t and 2t + 1: from lanes whose g they are.
+  __device__ __forceinline__ float2 of(int n) const {
+    const float sum = r_halves[n][0] + r_halves[n][2];
+    const int t = static_cast<int>(threadIdx.x) % 4;
+    return make_float2(value_of_lane(sum, 8 * t), value_of_lane(sum, 8 * t + 4));
   }
 };
 
-// Adds the product of a unit and tokens to `sums`. q - z is exact; f32 sums are scaled once a group.
+// Zero points of rows g and g + 8 of an m16 tile, where those of two tiles are the nibbles of 16 bits; and for less_zero.
+template <typename Element>
+__device__ __forceinline__ float2 row_zeros(unsigned zeros, int tile) {
+  const unsigned spread = __byte_perm(zeros, 0, 0x4140);  // a byte in the low bits of each half
+  const int upper = tile % 2 * 4;
+  return make_float2(Int4Pair<Element>::raw_zero(spread, upper), Int4Pair<Element>::raw_zero(spread, upper + 1));
+}
+template <typename Element>
+__device__ __forceinline__ uint2 row_zero_terms(unsigned zeros, int tile) {
+  const unsigned both = join_low_halves(zeros, zeros);
+  const int upper = tile % 2 * 2;
+  return make_uint2(Int4Pair<Element>::raw_zero_term(both, upper), Int4Pair<Element>::raw_zero_term(both, upper + 1));
+}
+
+// Adds the product of a unit and tokens to `sums`, in the units of raw pairs. What a group's scales multiply is f32.
 template <typename Shape, typename Element, typename Tokens>
 __device__ __forceinline__ void multiply_groups(const typename Shape::Weights::Held& held, const Tokens& tokens,
                                                 bool scales_bf16,
                                                 float (&sums)[Shape::kTilesM][Shape::kTilesN][4]) {
+  using Weights = typename Shape::Weights;
   constexpr int kGroupSlices = kSlices / Shape::kGroups;
 #pragma unroll
   for (int group = 0; group < Shape::kGroups; ++group) {
-    const typename Shape::Weights::template Fragments<Element> fragments(held, group);
     float partial[Shape::kTilesM][Shape::kTilesN][4] = {};
+    TokenSums<Shape, Element> token_sums;
+    uint2 zero_terms[Shape::kTilesM];
+    if constexpr (Shape::kSubtractsFirst) {
+#pragma unroll
+      for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+        zero_terms[tile] = Weights::template zero_terms<Element>(held, group, tile);
+      }
+    }
 #pragma unroll
     for (int slice = group * kGroupSlices; slice < (group + 1) * kGroupSlices; ++slice) {
       unsigned b[Shape::kTilesN][4];
       tokens.read(b, slice);
+      if constexpr (!Shape::kSubtractsFirst) token_sums.add(b);
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
 #pragma unroll
         for (int tile = 0; tile < Shape::kTilesM; ++tile) {
           unsigned a[4];
-          fragments.get(slice, step, tile, a);
+          Weights::template fragment<Element>(held, slice, step, tile, a);
+          if constexpr (Shape::kSubtractsFirst) Weights::template subtract<Element>(a, zero_terms[tile]);
 #pragma unroll
           for (int n = 0; n < Shape::kTilesN; ++n) {
             mma_m16n8k16<Element>(partial[tile][n], a, b[n][2 * step], b[n][2 * step + 1]);
           }
+        }
+      }
+    }
+    if constexpr (!Shape::kSubtractsFirst) {  // ahead of the branch on the scales' element, so as to be there once
+#pragma unroll
+      for (int n = 0; n < Shape::kTilesN; ++n) {
+        const float2 x = token_sums.of(n);
+#pragma unroll
+        for (int tile = 0; tile < Shape::kTilesM; ++tile) {
+          const float2 zero = Weights::template zeros<Element>(held, group, tile);
+          partial[tile][n][0] = fmaf(-zero.x, x.x, partial[tile][n][0]);
+          partial[tile][n][1] = fmaf(-zero.x, x.y, partial[tile][n][1]);
+          partial[tile][n][2] = fmaf(-zero.y, x.x, partial[tile][n][2]);
+          partial[tile][n][3] = fmaf(-zero.y, x.y, partial[tile][n][3]);
         }
       }
     }
@@ -448,6 +492,8 @@ __device__ __forceinline__ void awq_gemm_bulk(const AwqGemmOperands<Element>& op
       sum.x += partial.x;
       sum.y += partial.y;
     }
+    sum.x *= Weights::template units<Element>(channel);
+    sum.y *= Weights::template units<Element>(channel);
     return sum;
   };
   // By some threads, of the tokens from `first` on.

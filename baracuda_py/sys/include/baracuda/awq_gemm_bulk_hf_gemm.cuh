@@ -101,30 +101,36 @@ struct BulkHfGemm : BulkBoxes<Shape> {
     return held;
   }
 
-  // Of a group, operand A of the m16 tiles.
+  // Operand A of an m16 tile: rows g and g + 8 have units of their own.
   template <typename Element>
-  struct Fragments : RowFragments<Shape, Element> {
-    using Pair = Int4Pair<Element>;
-    using RowFragments<Shape, Element>::RowFragments;
-    using RowFragments<Shape, Element>::r_upper;
-    using RowFragments<Shape, Element>::r_lower;
-
-    __device__ __forceinline__ void get(int slice, int step, int tile, unsigned (&a)[4]) const {
-      const uint4& words = this->held.r_words[tile / 2][slice];
-      const unsigned first = step == 0 ? words.x : words.z, second = step == 0 ? words.y : words.w;
-      if (tile % 2 == 0) {
-        a[0] = Pair::template spread_pair<0>(first, r_upper[tile]);
-        a[1] = Pair::template spread_pair<1>(first, r_lower[tile]);
-        a[2] = Pair::template spread_pair<0>(second, r_upper[tile]);
-        a[3] = Pair::template spread_pair<1>(second, r_lower[tile]);
-      } else {
-        a[0] = Pair::template spread_pair<2>(first, r_upper[tile]);
-        a[1] = Pair::template spread_pair<3>(first, r_lower[tile]);
-        a[2] = Pair::template spread_pair<2>(second, r_upper[tile]);
-        a[3] = Pair::template spread_pair<3>(second, r_lower[tile]);
-      }
+  static __device__ __forceinline__ void fragment(const Held& held, int slice, int step, int tile, unsigned (&a)[4]) {
+    const uint4& words = held.r_words[tile / 2][slice];
+    const unsigned first = step == 0 ? words.x : words.z, second = step == 0 ? words.y : words.w;
+    const int upper = tile % 2 * 2;
+    a[0] = Int4Pair<Element>::raw_pair(first, upper);
+    a[1] = Int4Pair<Element>::raw_pair(first, upper + 1);
+    a[2] = Int4Pair<Element>::raw_pair(second, upper);
+    a[3] = Int4Pair<Element>::raw_pair(second, upper + 1);
+  }
+  // Operand A less zero points.
+  template <typename Element>
+  static __device__ __forceinline__ void subtract(unsigned (&a)[4], uint2 zero_terms) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      a[i] = fma_pair<Element>(a[i], Int4Pair<Element>::ones(), i % 2 == 0 ? zero_terms.x : zero_terms.y);
     }
-  };
+  }
+  template <typename Element>
+  static __device__ __forceinline__ uint2 zero_terms(const Held& held, int group, int tile) {
+    return row_zero_terms<Element>(held.r_zeros[group][tile / 2], tile);
+  }
+  template <typename Element>
+  static __device__ __forceinline__ float2 zeros(const Held& held, int group, int tile) {
+    return row_zeros<Element>(held.r_zeros[group][tile / 2], tile);
+  }
+  // Of the sums of a channel, and of the next one where `channel` is even.
+  template <typename Element>
+  static __device__ __forceinline__ float units(int channel) { return Int4Pair<Element>::raw_units(channel / 2 % 2); }
 
   // The channel of a lane's row of a m16 tile: its g'th, or its g + 8'th.
   static __device__ __forceinline__ int channel(int lane, int tile, int lower) {

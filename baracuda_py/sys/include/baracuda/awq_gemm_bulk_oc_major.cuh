@@ -14,7 +14,7 @@ template <typename Shape>
 struct HeldRows {
   uint4 r_words[Shape::kBlocks][kSlices];            // of a strip's four slots
   unsigned r_scales[Shape::kGroups][Shape::kTilesM];  // of rows g and g + 8
-  unsigned r_zeros[Shape::kGroups][Shape::kBlocks];   // slot r in nibble 2r
+  unsigned r_zeros[Shape::kGroups][Shape::kBlocks];   // slot r in nibble 2r + 1
 
   // Something of every load.
   __device__ __forceinline__ unsigned loaded() const {
@@ -45,7 +45,7 @@ struct BulkOcMajor : BulkBoxes<Shape> {
   using Boxes::kZeros;
   static constexpr int kRowBytes = kBlockDepth / 2;  // of an output channel
   static constexpr bool kNeighboursTogether = false;  // a CTA takes tiles that follow each other
-  static constexpr bool kOneBranch = true;
+  static constexpr bool kOneBranch = Shape::kGroups < 4 || Shape::kBlocks == 1 || Shape::kTilesN == 1;
   static constexpr int kExchanged = 8;  // channels that lanes of other tokens exchange, so that sums lie in distinct banks
 
   // Where 16 bytes of a row lie: by its address, for swizzling rows of 64 bytes repeats in 512, and a unit begins at a
@@ -100,7 +100,7 @@ struct BulkOcMajor : BulkBoxes<Shape> {
         const unsigned selector = column / 2 * 0x11u + 0x40u;
         const unsigned low = __byte_perm(words.x, words.y, selector);
         const unsigned high = __byte_perm(words.z, words.w, selector);
-        held.r_zeros[group][strip] = join_low_halves(low, high) >> kNibbleBits * (column % 2);
+        held.r_zeros[group][strip] = join_low_halves(low, high) << kNibbleBits * (1 - column % 2);
       }
     }
     // Scales of eight channels are a row of a matrix. Transposed, rows p and p + 1 give column g of both, to lanes that
@@ -119,40 +119,42 @@ struct BulkOcMajor : BulkBoxes<Shape> {
     return held;
   }
 
-  // Of a group, operand A of the m16 tiles.
+  // Operand A of an m16 tile. A row's positions are input channels and want one unit, that of position 1: from here on, or
+  // from `subtract` on.
   template <typename Element>
-  struct Fragments {
-    using Pair = Int4Pair<Element>;
-    const Held& held;
-    unsigned r_even[Shape::kTilesM][2], r_odd[Shape::kTilesM][2];  // zero terms of positions, of rows g and g + 8
-
-    __device__ __forceinline__ Fragments(const Held& unit, int group) : held(unit) {
+  static __device__ __forceinline__ void fragment(const Held& held, int slice, int step, int tile, unsigned (&a)[4]) {
+    const uint4& words = held.r_words[tile / 2][slice];
+    const unsigned rows[2] = {tile % 2 == 0 ? words.x : words.z, tile % 2 == 0 ? words.y : words.w};
 #pragma unroll
-      for (int tile = 0; tile < Shape::kTilesM; ++tile) {
-        const unsigned zeros = held.r_zeros[group][tile / 2];
-        const unsigned both = tile % 2 == 0 ? join_low_halves(zeros, zeros) : join_high_halves(zeros, zeros);
-        r_even[tile][0] = Pair::template stored_zero_term<0>(both);
-        r_even[tile][1] = Pair::template stored_zero_term<2>(both);
+    for (int i = 0; i < 4; ++i) {
+      const int position = 2 * step + i / 2;
+      a[i] = Shape::kSubtractsFirst ? Int4Pair<Element>::raw_pair(rows[i % 2], position)
+                                    : Int4Pair<Element>::alike_pair(rows[i % 2], position);
+    }
+  }
+  // Operand A less zero points.
+  template <typename Element>
+  static __device__ __forceinline__ void subtract(unsigned (&a)[4], uint2 zero_terms) {
 #pragma unroll
-        for (int lower = 0; lower < 2; ++lower) r_odd[tile][lower] = Pair::odd_zero_term(r_even[tile][lower]);
-      }
+    for (int i = 0; i < 4; ++i) {
+      a[i] = fma_pair<Element>(a[i], Int4Pair<Element>::alike_factor(i / 2), i % 2 == 0 ? zero_terms.x : zero_terms.y);
     }
-    __device__ __forceinline__ void get(int slice, int step, int tile, unsigned (&a)[4]) const {
-      const uint4& words = held.r_words[tile / 2][slice];
-      const unsigned upper = tile % 2 == 0 ? words.x : words.z, lower = tile % 2 == 0 ? words.y : words.w;
-      if (step == 0) {
-        a[0] = Pair::template spread_pair<0>(upper, r_even[tile][0]);
-        a[1] = Pair::template spread_pair<0>(lower, r_even[tile][1]);
-        a[2] = Pair::template spread_pair<1>(upper, r_odd[tile][0]);
-        a[3] = Pair::template spread_pair<1>(lower, r_odd[tile][1]);
-      } else {
-        a[0] = Pair::template spread_pair<2>(upper, r_even[tile][0]);
-        a[1] = Pair::template spread_pair<2>(lower, r_even[tile][1]);
-        a[2] = Pair::template spread_pair<3>(upper, r_odd[tile][0]);
-        a[3] = Pair::template spread_pair<3>(lower, r_odd[tile][1]);
-      }
-    }
-  };
+  }
+  template <typename Element>
+  static __device__ __forceinline__ uint2 zero_terms(const Held& held, int group, int tile) {
+    const unsigned zeros = held.r_zeros[group][tile / 2];
+    const unsigned both = tile % 2 == 0 ? join_low_halves(zeros, zeros) : join_high_halves(zeros, zeros);
+    return make_uint2(Int4Pair<Element>::raw_zero_term(both, 1), Int4Pair<Element>::raw_zero_term(both, 3));
+  }
+  template <typename Element>
+  static __device__ __forceinline__ float2 zeros(const Held& held, int group, int tile) {
+    const unsigned zeros = held.r_zeros[group][tile / 2];
+    const int upper = 4 * (tile % 2) + 1;
+    return make_float2(Int4Pair<Element>::raw_zero(zeros, upper), Int4Pair<Element>::raw_zero(zeros, upper + 2));
+  }
+  // Of a channel's sums.
+  template <typename Element>
+  static __device__ __forceinline__ float units(int) { return Int4Pair<Element>::raw_units(1); }
 
   // The channel of a lane's row of a m16 tile: its g'th, or its g + 8'th.
   static __device__ __forceinline__ int channel(int lane, int tile, int lower) { return 16 * tile + lane / 4 + 8 * lower; }

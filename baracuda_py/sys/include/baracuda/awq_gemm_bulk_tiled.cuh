@@ -97,23 +97,33 @@ struct BulkTiled {
     return held;
   }
 
-  // Of a group, operand A of the m16 tiles.
+  // Operand A of an m16 tile: rows g and g + 8 have units of their own.
   template <typename Element>
-  struct Fragments : RowFragments<Shape, Element> {
-    using Pair = Int4Pair<Element>;
-    using RowFragments<Shape, Element>::RowFragments;
-    using RowFragments<Shape, Element>::r_upper;
-    using RowFragments<Shape, Element>::r_lower;
-
-    __device__ __forceinline__ void get(int slice, int step, int tile, unsigned (&a)[4]) const {
-      const uint4& words = this->held.r_words[tile][slice / 2];
-      const unsigned word = slice % 2 == 0 ? (step == 0 ? words.x : words.y) : (step == 0 ? words.z : words.w);
-      a[0] = Pair::template spread_pair<0>(word, r_upper[tile]);
-      a[1] = Pair::template spread_pair<1>(word, r_lower[tile]);
-      a[2] = Pair::template spread_pair<2>(word, r_upper[tile]);
-      a[3] = Pair::template spread_pair<3>(word, r_lower[tile]);
+  static __device__ __forceinline__ void fragment(const Held& held, int slice, int step, int tile, unsigned (&a)[4]) {
+    const uint4& words = held.r_words[tile][slice / 2];
+    const unsigned word = slice % 2 == 0 ? (step == 0 ? words.x : words.y) : (step == 0 ? words.z : words.w);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = Int4Pair<Element>::raw_pair(word, i);
+  }
+  // Operand A less zero points.
+  template <typename Element>
+  static __device__ __forceinline__ void subtract(unsigned (&a)[4], uint2 zero_terms) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      a[i] = fma_pair<Element>(a[i], Int4Pair<Element>::ones(), i % 2 == 0 ? zero_terms.x : zero_terms.y);
     }
-  };
+  }
+  template <typename Element>
+  static __device__ __forceinline__ uint2 zero_terms(const Held& held, int group, int tile) {
+    return row_zero_terms<Element>(held.r_zeros[group][tile / 2], tile);
+  }
+  template <typename Element>
+  static __device__ __forceinline__ float2 zeros(const Held& held, int group, int tile) {
+    return row_zeros<Element>(held.r_zeros[group][tile / 2], tile);
+  }
+  // Of a channel's sums.
+  template <typename Element>
+  static __device__ __forceinline__ float units(int channel) { return Int4Pair<Element>::raw_units(channel / 8 % 2); }
 
   // The channel of a lane's row of a m16 tile: its g'th, or its g + 8'th.
   static __device__ __forceinline__ int channel(int lane, int tile, int lower) { return 16 * tile + lane / 4 + 8 * lower; }

@@ -1,9 +1,13 @@
-// Four-bit weights to packed pairs of exact q - z in f16 or bf16, without a conversion instruction.
+// Four-bit weights to packed pairs in f16 or bf16, without a conversion instruction: of exact q - z, or of q as it lies.
 //
 // A nibble placed in the low mantissa bits of a power of two reads as that power plus q: in f16 0x6400 | q is
 // 1024 + q and 0x6400 | q << 4 is 1024 + 16 q; one fused multiply-add then gives q - z with nothing to round.
 // bf16 has only seven mantissa bits, so 0x4300 | q is 128 + q and its high nibbles are shifted down first.
 // The idea: Kim et al., "Who Says Elephants Can't Run", 2022.
+//
+// A nibble in the low bits of an f16 of no exponent is a subnormal number, which tensor cores multiply exactly: q * 2^-24, or
+// q * 2^-20. In bf16 that would be q * 2^-133, too little for f32 sums, and so it is 128 + q. A sum of such products with x
+// wants the zero point, alike, times the sum of x subtracted from it.
 #pragma once
 
 #include "baracuda/int4.cuh"
@@ -21,8 +25,12 @@ __device__ __forceinline__ unsigned join_high_halves(unsigned a, unsigned b) {
 
 // "Spread" pairs: position i (0..3) of a word is its nibble i (low element) with its nibble i + 4 (high
 // element). `zero_term` and `spread_pair` of one position belong together; both elements share the zero
-// point. `stored_zero_term` is the term of position kNibble for the zero point in that nibble of either half of `zeros`,
-// `odd_zero_term` that of positions 1 and 3 for the zero point of which `even` is that of 0 and 2.
+// point. `stored_zero_term` is the term of position kNibble for the zero point in that nibble of either half of `zeros`.
+//
+// "Raw" pairs are the same nibbles as they lie, in a unit of their position; raw_units of it make 1. `raw_zero` is a zero point
+// alike, in the unit of position nibble % 2, that of nibble 0..7 of a word. `raw_zero_term` is that of a nibble of both halves,
+// negative: added to a pair of its unit, it makes exact q - z. All positions have the unit of position 1 by `alike_pair`, or
+// times `alike_factor`. Positions and nibbles are constants, once inlined.
 template <typename Element>
 struct Int4Pair;
 
@@ -38,9 +46,6 @@ struct Int4Pair<__half> {
   static __device__ __forceinline__ unsigned stored_zero_term(unsigned zeros) {
     const unsigned shifted = kNibble < 2 ? zeros : zeros >> 8;
     return kNibble % 2 == 0 ? mask_or<0x000f000fu, 0xe400e400u>(shifted) : mask_or<0x00f000f0u, 0xd400d400u>(shifted);
-  }
-  static __device__ __forceinline__ unsigned odd_zero_term(unsigned even) {
-    return fma_pair<__half>(even, kOne, 0x63806380u);  // + 960
   }
 
   template <int kPosition>
@@ -61,6 +66,27 @@ struct Int4Pair<__half> {
     return fma_pair<__half>(mask_or<0x00f0000fu, 0x64006400u>(doubled), kOneThenSixteenth, zero_term);
   }
 
+  static __device__ __forceinline__ float raw_units(int position) { return position % 2 == 0 ? 0x1p24f : 0x1p20f; }
+  static __device__ __forceinline__ unsigned raw_pair(unsigned word, int position) {
+    return (position < 2 ? word : word >> 8) & (position % 2 == 0 ? 0x000f000fu : 0x00f000f0u);
+  }
+  static __device__ __forceinline__ unsigned alike_pair(unsigned word, int position) {
+    // Shifts to the left are multiplications, in another pipe than masks and shifts to the right.
+    return (position == 0 ? word << kNibbleBits : word >> kNibbleBits * (position - 1)) & 0x00f000f0u;
+  }
+  static __device__ __forceinline__ float raw_zero(unsigned zeros, int nibble) {
+    const unsigned both = raw_pair(zeros, nibble % 4);
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(nibble < 4 ? both : both >> 16)));
+  }
+  static __device__ __forceinline__ unsigned raw_zero_term(unsigned zeros, int position) {
+    const unsigned shifted = position < 2 ? zeros : zeros >> 8;
+    return position % 2 == 0 ? mask_or<0x000f000fu, 0x80008000u>(shifted) : mask_or<0x00f000f0u, 0x80008000u>(shifted);
+  }
+  static __device__ __forceinline__ unsigned alike_factor(int position) {
+    return position % 2 == 0 ? 0x4c004c00u : kOne;  // 16 or 1
+  }
+  static __device__ __forceinline__ unsigned ones() { return kOne; }
+
  private:
   static constexpr unsigned kOne = 0x3c003c00u;
   static constexpr unsigned kSixteenth = 0x2c002c00u;
@@ -77,7 +103,6 @@ struct Int4Pair<__nv_bfloat16> {
   static __device__ __forceinline__ unsigned stored_zero_term(unsigned zeros) {
     return mask_or<0x000f000fu, 0xc300c300u>(zeros >> (kNibbleBits * kNibble));
   }
-  static __device__ __forceinline__ unsigned odd_zero_term(unsigned even) { return even; }
 
   template <int kPosition>
   static __device__ __forceinline__ unsigned spread_pair(unsigned word, unsigned zero_term) {
@@ -91,6 +116,21 @@ struct Int4Pair<__nv_bfloat16> {
     const unsigned nibbles = __byte_perm(word, word >> kNibbleBits, selector);
     return fma_pair<__nv_bfloat16>(mask_or<0x000f000fu, 0x43004300u>(nibbles), kOne, zero_term);
   }
+
+  static __device__ __forceinline__ float raw_units(int) { return 1.0f; }
+  static __device__ __forceinline__ unsigned raw_pair(unsigned word, int position) {
+    return mask_or<0x000f000fu, 0x43004300u>(word >> kNibbleBits * position);
+  }
+  static __device__ __forceinline__ unsigned alike_pair(unsigned word, int position) { return raw_pair(word, position); }
+  static __device__ __forceinline__ float raw_zero(unsigned zeros, int nibble) {
+    const unsigned high = nibble < 4 ? zeros << kNibbleBits * (4 - nibble) : zeros >> kNibbleBits * (nibble - 4);
+    return __uint_as_float(mask_or<0x000f0000u, 0x43000000u>(high));  // 128 + z: a bf16 is the high half of an f32
+  }
+  static __device__ __forceinline__ unsigned raw_zero_term(unsigned zeros, int position) {
+    return mask_or<0x000f000fu, 0xc300c300u>(zeros >> kNibbleBits * position);
+  }
+  static __device__ __forceinline__ unsigned alike_factor(int) { return kOne; }
+  static __device__ __forceinline__ unsigned ones() { return kOne; }
 
  private:
   static constexpr unsigned kOne = 0x3f803f80u;

@@ -29,12 +29,21 @@ inline void wgmma_settle(float (&d)[kRegisters]) {
   static_cast<void>(d);
 }
 
-// Compiles for the sizes that wgmma.cuh has.
+inline float wgmma_settled(float d) { return d; }
+
+// Compile for the sizes that wgmma.cuh has.
 template <typename Element, int kRegisters>
 inline void wgmma_m64k16(float (&d)[kRegisters], const unsigned (&a)[4], unsigned long long b) {
   constexpr auto kind = std::is_same_v<Element, __half> ? emulator::Operands::kF16 : emulator::Operands::kBf16;
-  static_assert(kRegisters % 16 == 0 && kRegisters <= 128);
+  static_assert(kRegisters == 8 || (kRegisters % 16 == 0 && kRegisters <= 128));
   emulator::issue_wgmma({d, a, b, 2 * kRegisters, kind, true, {}});
+}
+
+template <typename Element, int kRegisters>
+inline void wgmma_m64k16_anew(float (&d)[kRegisters], const unsigned (&a)[4], unsigned long long b) {
+  constexpr auto kind = std::is_same_v<Element, __half> ? emulator::Operands::kF16 : emulator::Operands::kBf16;
+  static_assert(kRegisters == 8 || kRegisters == 16 || kRegisters == 32);
+  emulator::issue_wgmma({d, a, b, 2 * kRegisters, kind, false, {}});
 }
 
 }  // namespace baracuda

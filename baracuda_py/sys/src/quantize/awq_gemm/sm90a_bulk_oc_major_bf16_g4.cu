@@ -1,7 +1,6 @@
 // See awq_gemm_bulk_oc_major_entries.cuh.
 //
 // These kernels want some registers more than they can have:
-// baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_oc_major_c64_t16_g4 36
 // baracuda: allow-spill awq_gemm_bulk_sm90a_bf16_oc_major_c64_t32_g4 32
 #include "baracuda/awq_gemm_bulk_oc_major_entries.cuh"
 
