@@ -143,7 +143,7 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 _LIMITS = (
     multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
     at_most("m", (_ENTRY_TOKENS[-1] - 7) * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
-    at_most("ic", _INT - (2 * TILE_COLUMNS - 1), why="the kernel rounds it up to whole items in a 32-bit int"),
+    at_most("ic", _INT - (16 * TILE_COLUMNS - 1), why="the kernel counts some blocks beyond it in a 32-bit int"),
     at_most("oc", _INT - 127, why="the kernel rounds it up to whole tiles in a 32-bit int"),
 )
 

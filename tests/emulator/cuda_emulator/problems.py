@@ -106,8 +106,8 @@ _OF_VARIANT: dict[str, tuple[Any, ...]] = {
         bp.Int4AwqGemmDescriptor(9, 192, 32, 32, None, _OC_MAJOR),
         bp.Int4AwqGemmDescriptor(27, 2240, 544, 64, None, _OC_MAJOR, bp.ElementKind.BF16),
     ),
-    # Tiles of 128 channels, one and several a thread block, of 64, and of 64 by two thread blocks; more items than rings
-    # hold, and nothing for the second warpgroup; the last channels, tokens and blocks of ic are ragged.
+    # Tiles of 128 channels, one and several a thread block, of 64, and of 64 by two thread blocks; more items than
+    # rings hold, and nothing for the second warpgroup; the last channels, tokens and blocks of ic are ragged.
     "warpgroup_tiled": (
         bp.Int4AwqGemmDescriptor(9, 4288, 1032, 64, None, _TILED),
         bp.Int4AwqGemmDescriptor(33, 2240, 2056, 64, None, _TILED, bp.ElementKind.BF16),
