@@ -189,9 +189,9 @@ def _in_flight(desc: Int4AwqGemmDescriptor, device: Device, tile: _Tile, nbytes:
     # Boxes for tiles of 64 want more up to 8 rows (at m = 1, HF_GEMM, 4096 x 14336: 17.3 us instead of 17.7; OC_MAJOR,
     # 8192 x 8192: 15.6 instead of 16.4), and not above.
     boxes = desc.scales_apart and tile.channels == 64 and desc.m <= 8
-    # So do tiles that rings can hold, on most SMs, but for HF_GEMM, and TILED weights of one group a block (4096 x 4096
-    # at m = 1, OC_MAJOR: 5.7 us instead of 6.1; TILED, groups of 64: 6.1 instead of 6.3, of 128: 5.7 instead of 5.6).
-    slow = not _halves_sectors(desc) and (desc.scales_apart or desc.group < TILE_COLUMNS)
+    # So do OC_MAJOR tiles that rings can hold, on most SMs (4096 x 4096 at m = 1, H100: 5.7 us instead of 6.1), but for
+    # TILED (groups of 64, H200: 5.9 instead of 5.6) and HF_GEMM.
+    slow = desc.scales_apart and not _halves_sectors(desc)
     whole = slow and nbytes <= _IN_FLIGHT_OF_TILES and 2 * tile.blocks(desc.oc, device.sm_count) > device.sm_count
     return _IN_FLIGHT_OF_TILES if several or boxes or whole else _IN_FLIGHT
 
