@@ -40,7 +40,7 @@ __all__ = ["warpgroup_kernels"]
 _ARCH = ArchSku.SM90A
 _ENTRY_TOKENS = (16, 32, 64)
 _DEPTHS = 2  # warpgroups that share out ic
-_IN_FLIGHT = 76 * 1024  # bytes of weights that an SM keeps in flight
+_IN_FLIGHT = 76 * 1024  # bytes of weights that an SM keeps in flight, at least
 _ALONE = SHARED_BYTES // 2 + 1024  # so that an SM takes one thread block
 _GRID_Y = (1 << 16) - 1
 _INT = (1 << 31) - 1
@@ -142,7 +142,7 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 
 _LIMITS = (
     multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
-    at_most("m", (_ENTRY_TOKENS[-1] - 7) * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
+    at_most("m", _ENTRY_TOKENS[-1] * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
     at_most("ic", _INT - (16 * TILE_COLUMNS - 1), why="the kernel counts some blocks beyond it in a 32-bit int"),
     at_most("oc", _INT - 127, why="the kernel rounds it up to whole tiles in a 32-bit int"),
 )

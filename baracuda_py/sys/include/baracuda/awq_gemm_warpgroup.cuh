@@ -3,7 +3,7 @@
 // launch, no workspace.
 //
 // While mma.sync multiplies 8 tokens, a scheduler issues nothing else for 6.4 cycles (H200, m16n8k16); a warpgroup's
-// instructions run while the next weights are made. So with 16 tokens and more this kernel takes less than awq_gemm_bulk.cuh.
+// instructions run while the next weights are made. So from some 16 tokens on this kernel takes less than awq_gemm_bulk.cuh.
 //
 // A CTA computes one or more tiles of kChannels output channels and kTokens tokens, one after the other. Two warpgroups take
 // its items in turn, two blocks of weights each: of two strips of 64 output channels, which share what is read of x, or of one
@@ -185,7 +185,8 @@ struct WarpgroupProducts {
   }
 };
 
-// `tokens` are those of a box, a multiple of 8; `stages` those of a warpgroup's ring.
+// `tokens` are those of a box, a multiple of 8; `stages` those of a warpgroup's ring, which takes the next item before it lets
+// go of one: two at least, unless there is one item.
 template <typename Shape, typename Element>
 __device__ __forceinline__ void awq_gemm_warpgroup(const AwqGemmOperands<Element>& operands, const TensorMap* x_map,
                                                    unsigned long long policy, int tokens, int stages, int tiles,
