@@ -34,7 +34,16 @@ from baracuda_py.vocab.sku import KernelSku
 if TYPE_CHECKING:
     from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout, Int4AwqGemmDescriptor
 
-__all__ = ["BARRIER_BYTES", "BOX_CHANNELS", "SHARED_BYTES", "sm90a_kernels", "token_boxes"]
+__all__ = [
+    "ALONE_BYTES",
+    "BARRIER_BYTES",
+    "BOX_CHANNELS",
+    "GRID_Y",
+    "SHARED_BYTES",
+    "ChannelTile",
+    "sm90a_kernels",
+    "token_boxes",
+]
 
 _ARCH = ArchSku.SM90A
 _CHANNELS = (64, 32)  # output channels of a tile
@@ -54,12 +63,12 @@ _IN_FLIGHT_OF_TILES = 76 * 1024
 _UNEVEN = 1.2
 # An SM takes one thread block: of two launches that overlap, those of the next would share SMs while others idle (on an
 # H100, 6.6 us instead of 5.2 for 4096 x 4096, m = 1): half of what one may have, and the KiB that each takes besides.
-_ALONE = SHARED_BYTES // 2 + 1024
-_GRID_Y = (1 << 16) - 1
+ALONE_BYTES = SHARED_BYTES // 2 + 1024
+GRID_Y = (1 << 16) - 1
 _INT = (1 << 31) - 1
 _ENTRY_TOKENS = (8, 16, 32)
 # How much longer a launch streams with up to so many tokens: x is a good part of what an SM is sent, and products take
-# as long as weights do. Measured on an H100.
+# as long as weights do. Measured on an H100; for TILED and 16 tokens, what fits an H200 too.
 _LONGER = {
     "tiled": (1.0, 1.3, 1.7),
     "hf_gemm": (1.0, 1.12, 1.55),
@@ -82,23 +91,37 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 @frozen
-class _Tile:
-    """One of the kernel's tiles: its channels, and its warps down them and along ic."""
+class ChannelTile:
+    """Output channels of a tile, and thread blocks of a cluster that share out its ic."""
 
     channels: int
-    row_warps: int
-    depth_warps: int
-    parts: int = 1  # thread blocks of a cluster that share out ic
-
-    @classmethod
-    def of(cls, channels: int, parts: int = 1) -> _Tile:
-        row_warps, depth_warps = (_constant(f"kC{channels}{part}Warps") for part in ("Row", "Depth"))
-        return cls(channels, row_warps, depth_warps, parts)
+    parts: int
 
     @property
     def name(self) -> str:
         """As in an entry's."""
         return f"c{self.channels}{f'_p{self.parts}' if self.parts > 1 else ''}"
+
+    def tiles_of_block(self, oc: int, sm_count: int) -> int:
+        """Tiles that a thread block takes, so that an SM has one."""
+        return _ceil_div(_ceil_div(oc, self.channels), max(sm_count // self.parts, 1))
+
+    def blocks(self, oc: int, sm_count: int) -> int:
+        """Thread blocks along oc, and along ic."""
+        return _ceil_div(_ceil_div(oc, self.channels), self.tiles_of_block(oc, sm_count)) * self.parts
+
+
+@frozen
+class _Tile(ChannelTile):
+    """One of the kernel's tiles, and its warps down it and along ic."""
+
+    row_warps: int
+    depth_warps: int
+
+    @classmethod
+    def of(cls, channels: int, parts: int = 1) -> _Tile:
+        row_warps, depth_warps = (_constant(f"kC{channels}{part}Warps") for part in ("Row", "Depth"))
+        return cls(channels, parts, row_warps, depth_warps)
 
     @property
     def warps(self) -> int:
@@ -130,14 +153,6 @@ class _Tile:
         sum_tokens = min(_entry_tokens(tokens), _constant("kMostSumTokens"))
         sums = (2 * self.depth_warps + self.parts - 1) * sum_tokens * self.channels * 2
         return slots * (self.slot_nbytes(tokens) + 2 * BARRIER_BYTES) + rings + sums
-
-    def tiles_of_block(self, oc: int, sm_count: int) -> int:
-        """Tiles that a thread block takes, so that an SM has one."""
-        return _ceil_div(_ceil_div(oc, self.channels), max(sm_count // self.parts, 1))
-
-    def blocks(self, oc: int, sm_count: int) -> int:
-        """Thread blocks along oc, and along ic."""
-        return _ceil_div(_ceil_div(oc, self.channels), self.tiles_of_block(oc, sm_count)) * self.parts
 
 
 def token_boxes(desc: Int4AwqGemmDescriptor, tokens: int, blocks: int) -> TensorMap:
@@ -234,7 +249,7 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
             (tile.threads(tokens, tiles), 1, 1),
             (*operands(desc), tokens, stages, slots, tiles, WhenOverlapping(0, 1),
              token_boxes(desc, tokens, tile.depth_warps), *weights),
-            max(_ALONE, tile.shared_nbytes(unit, tokens, stages, slots)),
+            max(ALONE_BYTES, tile.shared_nbytes(unit, tokens, stages, slots)),
             _module(layout, desc.element, groups),
             overlaps=True,
         ),
@@ -267,7 +282,7 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 
 _LIMITS = (
     multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
-    at_most("m", _ENTRY_TOKENS[-1] * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
+    at_most("m", _ENTRY_TOKENS[-1] * GRID_Y, why="a grid has at most 65,535 blocks along y"),
     at_most("ic", _INT - (TILE_COLUMNS * 16 - 1), why="the kernel rounds it up to whole chunks in a 32-bit int"),
     at_most("oc", _INT - (max(_CHANNELS_OF_HF_GEMM) - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),
 )

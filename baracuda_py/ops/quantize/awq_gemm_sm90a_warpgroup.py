@@ -9,10 +9,16 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
 from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, streaming_us
-from baracuda_py.ops.quantize.awq_gemm_sm90a import BARRIER_BYTES, BOX_CHANNELS, SHARED_BYTES, token_boxes
+from baracuda_py.ops.quantize.awq_gemm_sm90a import (
+    ALONE_BYTES,
+    BARRIER_BYTES,
+    BOX_CHANNELS,
+    GRID_Y,
+    SHARED_BYTES,
+    ChannelTile,
+    token_boxes,
+)
 from baracuda_py.ops.quantize.awq_layout import reads_layout
 from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS, Tiling
 from baracuda_py.registry import Kernel
@@ -41,8 +47,6 @@ _ARCH = ArchSku.SM90A
 _ENTRY_TOKENS = (16, 32, 64)
 _DEPTHS = 2  # warpgroups that share out ic
 _IN_FLIGHT = 76 * 1024  # bytes of weights that an SM keeps in flight, at least
-_ALONE = SHARED_BYTES // 2 + 1024  # so that an SM takes one thread block
-_GRID_Y = (1 << 16) - 1
 _INT = (1 << 31) - 1
 
 
@@ -64,40 +68,20 @@ def _entry_tokens(tokens: int) -> int:
     return next(count for count in _ENTRY_TOKENS if tokens <= count)
 
 
-@frozen
-class _Tile:
-    """Output channels of a tile, and thread blocks of a cluster that share out its ic."""
-
-    channels: int
-    parts: int = 1
-
-    @property
-    def name(self) -> str:
-        """As in an entry's."""
-        return f"c{self.channels}{f'_p{self.parts}' if self.parts > 1 else ''}"
-
-    def tiles_of_block(self, oc: int, sm_count: int) -> int:
-        """Tiles that a thread block takes, so that an SM has one."""
-        return _ceil_div(_ceil_div(oc, self.channels), max(sm_count // self.parts, 1))
-
-    def share(self, oc: int, sm_count: int) -> float:
-        """Output channels, with all of ic, of the SM that has the most."""
-        return self.tiles_of_block(oc, sm_count) * self.channels / self.parts
-
-    def blocks(self, oc: int, sm_count: int) -> int:
-        """Thread blocks along oc and ic."""
-        return _ceil_div(_ceil_div(oc, self.channels), self.tiles_of_block(oc, sm_count)) * self.parts
+def _share(tile: ChannelTile, oc: int, sm_count: int) -> float:
+    """Output channels, with all of ic, of the SM that has the most."""
+    return tile.tiles_of_block(oc, sm_count) * tile.channels / tile.parts
 
 
-def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
+def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> ChannelTile:
     """The tile with which the SM that has the most has the least; of those the larger, which reads x less often.
 
     It does not depend on m, so that m changes no bits.
     """
     columns = Tiling(desc.ic, desc.oc, desc.group_size).columns
-    tiles = [_Tile(128), _Tile(64), *([_Tile(64, 2)] if columns > 2 else [])]
+    tiles = [ChannelTile(128, 1), ChannelTile(64, 1), *([ChannelTile(64, 2)] if columns > 2 else [])]
     tiles = [tile for tile in tiles if tile.parts == 1 or tile.tiles_of_block(desc.oc, device.sm_count) == 1]
-    return min(tiles, key=lambda tile: tile.share(desc.oc, device.sm_count))
+    return min(tiles, key=lambda tile: _share(tile, desc.oc, device.sm_count))
 
 
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
@@ -120,7 +104,7 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
             (tile.blocks(desc.oc, device.sm_count), _ceil_div(desc.m, even), 1),
             (_constant("kWarpgroupKernelThreads"), 1, 1),
             (*operands(desc), even, stages, tiles, WhenOverlapping(0, 1), token_boxes(desc, even, blocks)),
-            max(_ALONE, _DEPTHS * stages * item + fixed),
+            max(ALONE_BYTES, _DEPTHS * stages * item + fixed),
             _module(desc.element, groups),
             overlaps=True,
         ),
@@ -133,7 +117,7 @@ _LONGER = {16: 1.08, 32: 1.22, 64: 1.65}
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     tile, sms = _tile(desc, device), max(device.sm_count, 1)
-    busy = _ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS / (tile.share(desc.oc, sms) * sms)
+    busy = _ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS / (_share(tile, desc.oc, sms) * sms)
     passes = _ceil_div(desc.m, _ENTRY_TOKENS[-1])
     longer = _LONGER[_entry_tokens(_ceil_div(desc.m, passes))]
     fixed_us = 2.7 + (1.0 if tile.parts > 1 else 0.0)
@@ -142,7 +126,7 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 
 _LIMITS = (
     multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
-    at_most("m", _ENTRY_TOKENS[-1] * _GRID_Y, why="a grid has at most 65,535 blocks along y"),
+    at_most("m", _ENTRY_TOKENS[-1] * GRID_Y, why="a grid has at most 65,535 blocks along y"),
     at_most("ic", _INT - (16 * TILE_COLUMNS - 1), why="the kernel counts some blocks beyond it in a 32-bit int"),
     at_most("oc", _INT - 127, why="the kernel rounds it up to whole tiles in a 32-bit int"),
 )

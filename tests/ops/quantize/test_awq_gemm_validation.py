@@ -269,7 +269,7 @@ PTX_KERNELS = [kernel for kernel in OP.kernels if isinstance(kernel.code, PtxCod
 @pytest.mark.parametrize(("size", "beyond"), [("ic", 16 * 128), ("oc", 128)])
 def test_sizes_leave_room_for_what_kernels_count_beyond_them(kernel, size, beyond):
     # Sixteen warps along ic take blocks of 128 channels each, and the one behind the last is counted too; a tile of the
-    # bulk kernel is 128 output channels. Kernels of warpgroups round ic up to one block; the others do not round oc.
+    # bulk kernel is 128 output channels. wide_tiled rounds ic up to one block; the others do not round oc.
     variant = kernel.sku.variant
     if variant.startswith("wide"):
         beyond = min(beyond, 128)

@@ -198,16 +198,20 @@ def test_one_launch_without_a_workspace_whose_warps_do_not_depend_on_m(m, device
 SHAPES = [(4096, 4096), (14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192), (8192, 28672), (896, 896), (64, 64)]
 
 
-def _bulk(m: int, ic: int, oc: int, group_size: int = 128, layout: bp.AwqWeightLayout = TILED):
-    """The one launch of the kernel of bulk copies, on an H100."""
+def _launch(variant: str, m: int, ic: int, oc: int, group_size: int, layout: bp.AwqWeightLayout):
+    """The one launch of a batch-invariant kernel, on an H100."""
     desc = bp.Int4AwqGemmDescriptor(m, ic, oc, group_size, split_k_iters=None, weight_layout=layout)
-    (bulk,) = (one.sku for one in bp.explain(desc, "sm_90a").candidates
-               if one.refusal is None and one.sku.variant == f"bulk_{layout.value}")  # fmt: skip
-    plan = bp.default_registry().plan(bulk, desc, "sm_90a")
+    (sku,) = (one.sku for one in bp.explain(desc, "sm_90a").candidates
+              if one.refusal is None and one.sku.variant == f"{variant}_{layout.value}")  # fmt: skip
+    plan = bp.default_registry().plan(sku, desc, "sm_90a")
     (launch,) = plan.launches
     assert plan.workspace_size == 0
     assert plan.precision_guarantee.batch_invariant
     return launch
+
+
+def _bulk(m: int, ic: int, oc: int, group_size: int = 128, layout: bp.AwqWeightLayout = TILED):
+    return _launch("bulk", m, ic, oc, group_size, layout)
 
 
 def _channels(launch) -> int:
@@ -286,15 +290,7 @@ def test_kernels_of_bulk_copies_read_nothing_through_the_read_only_cache(layout,
 
 
 def _warpgroup(m: int, ic: int, oc: int, group_size: int = 128):
-    """The one launch of the kernel of two warpgroups, on an H100."""
-    desc = bp.Int4AwqGemmDescriptor(m, ic, oc, group_size, split_k_iters=None, weight_layout=TILED)
-    (sku,) = (one.sku for one in bp.explain(desc, "sm_90a").candidates
-              if one.refusal is None and one.sku.variant == "warpgroup_tiled")  # fmt: skip
-    plan = bp.default_registry().plan(sku, desc, "sm_90a")
-    (launch,) = plan.launches
-    assert plan.workspace_size == 0
-    assert plan.precision_guarantee.batch_invariant
-    return launch
+    return _launch("warpgroup", m, ic, oc, group_size, TILED)
 
 
 @pytest.mark.parametrize("group_size", [32, 64, -1])

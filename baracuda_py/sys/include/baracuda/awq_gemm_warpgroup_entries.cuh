@@ -3,9 +3,9 @@
 // awq_gemm for TILED weights, any m; oc % 8 == 0, ic % 64 == 0. An entry's name has its channels (c), where two CTAs share out
 // k its parts (p), its tokens (t) and groups of a block (g). grid (ceil(oc / channels / tiles) * parts, ceil(m / tokens)),
 // kWarpgroupKernelThreads threads. Bytes of dynamic shared memory: twice `stages` times 32768 * t / channels + 16 +
-// 4 * (2048 + 80 g), channels * parts * t * 4, and 2 * kWideStoreBytes. x_map is x as (ic / 64, m, 64) with boxes of (256 / channels,
-// tokens, 64), swizzled over 128 bytes; tokens is a multiple of 8, and t at most. Of two parts, tiles is 1, and ic more than
-// two blocks. `overlaps` is 1 where the launch may begin before the one ahead of it has ended.
+// 4 * (2048 + 80 g), channels * parts * t * 4, and 2 * kWideStoreBytes. x_map is x as (ic / 64, m, 64) with boxes of
+// (256 / channels, tokens, 64), swizzled over 128 bytes; tokens is a multiple of 8, and t at most. Of two parts, tiles is 1, and
+// ic more than two blocks. `overlaps` is 1 where the launch may begin before the one ahead of it has ended.
 #pragma once
 
 #include "baracuda/awq_gemm_warpgroup.cuh"
