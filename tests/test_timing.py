@@ -7,7 +7,7 @@ import pytest
 
 import baracuda_py as bp
 from baracuda_py.tuning.arguments import RotatedArguments, copies_of
-from baracuda_py.tuning.timing import HostTimer, Spread, in_turns
+from baracuda_py.tuning.timing import GraphTimer, HostTimer, Spread, in_turns
 from baracuda_py.vocab.device import HOST
 
 
@@ -41,8 +41,41 @@ def test_contenders_take_turns_round_by_round():
     log = []
     replays = {name: lambda name=name: log.append(name) or float(len(log)) for name in "xyz"}
     times = in_turns(replays, 3)
-    assert "".join(log) == "xyzxyzxyz"
-    assert times == {"x": [1, 4, 7], "y": [2, 5, 8], "z": [3, 6, 9]}
+    rounds = ["".join(log[start : start + 3]) for start in (0, 3, 6)]
+    assert [sorted(one) for one in rounds] == [list("xyz")] * 3
+    assert len(set(rounds)) > 1, "not always the same one behind the same"
+    assert times == {name: [3 * turn + one.index(name) + 1 for turn, one in enumerate(rounds)] for name in "xyz"}
+
+
+class Driver:
+    """Counts the launches of a graph that takes `graph_us`, between the events and ahead of them."""
+
+    def __init__(self, graph_us):
+        self.graph_us, self.launches, self.events = graph_us, 0, []
+
+    def call(self, name, *arguments):
+        if name == "cuEventCreate":
+            self.events.append(None)
+            return len(self.events) - 1
+        if name == "cuEventRecord":
+            self.events[arguments[0]] = self.launches
+        if name == "cuEventElapsedTime":
+            return 1e-3 * self.graph_us * (self.events[arguments[1]] - self.events[arguments[0]])
+        return None
+
+
+@pytest.mark.parametrize(("block_us", "lead", "timed"), [(0.0, 1, 1), (30.0, 1, 1), (100.0, 1, 2), (1e3, 10, 20)])
+def test_a_graph_is_replayed_for_as_long_as_was_asked_behind_half_of_it(block_us, lead, timed):
+    driver = Driver(graph_us=50.0)
+
+    def launch():
+        driver.launches += 1
+
+    replay = GraphTimer(driver, 0, block_us).of_launch(launch, 5)
+    before = driver.launches
+    assert replay() == pytest.approx(10.0)
+    start, stop = driver.events[-2:]
+    assert (start - before, stop - start) == (lead, timed)
 
 
 def test_a_spread_is_the_median_the_quartiles_and_the_least():

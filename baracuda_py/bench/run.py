@@ -21,6 +21,9 @@ _DENSE_SIDE = {"cuda": 8192, "host": 1024}  # of the square product that gives t
 _CAPTURE_S, _CALL_S = 5e-3, 5e-5  # of a contender, and of each of its calls: binding, capturing
 _UPLOADED_PER_S = 1e9  # bytes of weights that are drawn and copied
 _PROBED_CHANNELS, _PROBED_ROWS = 512, 64  # at most, of the calls that say how fast the host is
+# From so many rows on it is a GPU's power that holds products: each contender is timed at the clock that it comes to by
+# itself, while it runs for a while. Behind others that draw less, all would run at one clock.
+_SUSTAINED_ROWS, _SUSTAINED_US = 64, 1e4
 _PROBES = 3  # of each: other processes slow some
 
 
@@ -89,7 +92,8 @@ class Bench:
     def _estimate_s(self, one: Contender, cell: Cell) -> float:
         call_s = 1e-6 * one.estimate_us
         if self.lineup.device.kind == "cuda":
-            return _CAPTURE_S + one.copies * (_CALL_S + (2 * self.samples + 2) * call_s)
+            sample_s = max(2 * one.copies * call_s, 1.5e-6 * _block_us(cell))
+            return _CAPTURE_S + one.copies * (_CALL_S + 2 * call_s) + self.samples * sample_s
         pace = self._paces_of(cell).get((one.kind, one.kernel, one.layout), Pace())
         calls = self.samples * (one.copies + 1) + 1
         return calls * call_s * pace.over_estimate + one.copies * (_CALL_S + one.nbytes * pace.bind_s)
@@ -143,15 +147,15 @@ class Bench:
         Raises:
             BaracudaError: nobody could be prepared: the device is in no state to go on.
         """
-        times, absent = self._times(list(self.lineup.of(cell)))
+        times, absent = self._times(list(self.lineup.of(cell)), _block_us(cell))
         return Measured(cell, times, absent)
 
     def _times(
-        self, lineup: Sequence[Contender | Absent]
+        self, lineup: Sequence[Contender | Absent], block_us: float = 0.0
     ) -> tuple[tuple[tuple[Contender, Spread], ...], tuple[Absent, ...]]:
         absent = [one for one in lineup if isinstance(one, Absent)]
         failed: Exception | None = None
-        with timer_on(self.lineup.registry, self.lineup.device) as timer, ExitStack() as stack:
+        with timer_on(self.lineup.registry, self.lineup.device, block_us) as timer, ExitStack() as stack:
             ready: dict[Contender, Replay] = {}
             for one in lineup:
                 if isinstance(one, Absent):
@@ -167,6 +171,10 @@ class Bench:
             by_name = {str(number): replay for number, replay in enumerate(ready.values())}
             times = in_turns(by_name, self.samples) if ready else {}
         return tuple(zip(ready, map(Spread.of, times.values()), strict=True)), tuple(absent)
+
+
+def _block_us(cell: Cell) -> float:
+    return _SUSTAINED_US if cell.m >= _SUSTAINED_ROWS else 0.0
 
 
 def _pace(one: Contender) -> Pace:

@@ -7,9 +7,11 @@ the launch. Contenders take turns, round by round, so that clocks that drift dri
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from random import Random
 from statistics import median, quantiles
 from typing import Any, Protocol
 
@@ -43,10 +45,13 @@ class GraphTimer:
     Attributes:
         driver: of the CUDA backend.
         stream: handle of a stream of the current context.
+        block_us: how long a graph is replayed at least each time that it is timed, behind half as long that is not, so
+            that a GPU at its power limit comes to the clock that these calls have by themselves.
     """
 
     driver: Any
     stream: int
+    block_us: float = 0.0
 
     @contextmanager
     def replay(self, calls: Calls) -> Iterator[Replay]:
@@ -72,17 +77,20 @@ class GraphTimer:
     def of_launch(self, launch: Callable[[], None], calls: int) -> Replay:
         """The replay of what launches a graph of so many calls on the stream; it is launched once, to load code."""
         launch()
-        return lambda: self._elapsed_us(launch) / calls
+        launches = max(1, math.ceil(self.block_us / self._elapsed_us(launch, 1))) if self.block_us else 1
+        return lambda: self._elapsed_us(launch, launches) / (calls * launches)
 
-    def _elapsed_us(self, launch: Callable[[], None]) -> float:
-        # The first replay keeps the GPU busy while the host enqueues the second: on an idle stream the time between
-        # the events has the host's launch in it.
+    def _elapsed_us(self, launch: Callable[[], None], launches: int) -> float:
+        # What comes ahead keeps the GPU busy while the host enqueues the rest: on an idle stream the time between the
+        # events has the host's launch in it.
         driver = self.driver
         start, stop = (driver.call("cuEventCreate", 0) for _ in range(2))
         try:
-            launch()
+            for _ in range(math.ceil(launches / 2)):
+                launch()
             driver.call("cuEventRecord", start, self.stream)
-            launch()
+            for _ in range(launches):
+                launch()
             driver.call("cuEventRecord", stop, self.stream)
             driver.call("cuEventSynchronize", stop)
             return 1e3 * float(driver.call("cuEventElapsedTime", start, stop))
@@ -118,22 +126,30 @@ class HostTimer:
 
 
 @contextmanager
-def timer_on(registry: Registry[Any], device: Device) -> Iterator[Timer]:
-    """The timer of a device, with a stream of its own, and the device's context current, for the time of the block."""
+def timer_on(registry: Registry[Any], device: Device, block_us: float = 0.0) -> Iterator[Timer]:
+    """The timer of a device, with a stream of its own, and the device's context current, for the time of the block.
+
+    `block_us` is a GPU's, as for `GraphTimer`.
+    """
     if device.kind == "host":
         yield HostTimer()
         return
     backend: Any = registry.backend("cuda")
     with backend.fresh_stream(device) as stream:
-        yield GraphTimer(backend.driver, int(stream))
+        yield GraphTimer(backend.driver, int(stream), block_us)
 
 
 def in_turns(replays: Mapping[str, Replay], samples: int) -> dict[str, list[float]]:
-    """Microseconds a call, `samples` times each, one of every contender a round."""
+    """Microseconds a call, `samples` times each, one of every contender a round, in another order each round.
+
+    A GPU at its power limit takes longer behind a contender that draws much than behind one that draws little.
+    """
     times: dict[str, list[float]] = {name: [] for name in replays}
+    order, random = list(replays), Random(0)
     for _ in range(samples):
-        for name, replay in replays.items():
-            times[name].append(replay())
+        random.shuffle(order)
+        for name in order:
+            times[name].append(replays[name]())
     return times
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import time
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
@@ -20,6 +21,7 @@ from baracuda_py.bench.results import COLUMNS
 from baracuda_py.bench.run import Bench, Forecast, measured_within
 from baracuda_py.errors import DriverError
 from baracuda_py.ops.quantize import awq_gemm
+from baracuda_py.tuning.timing import timer_on
 from baracuda_py.vocab.enums import ElementKind
 
 SMALL = ("--shape", "64x256", "--rotate", "1B", "--samples", 3)
@@ -290,7 +292,30 @@ def test_contenders_of_a_cell_take_turns_behind_a_replay_of_themselves(gpu, monk
     count = len(found.times)
     graphs, timed = order[:count], order[count:]
     assert len(set(graphs)) == count > 2
-    assert timed == [graph for _ in range(3) for graph in graphs for _ in range(2)]
+    assert timed[::2] == timed[1::2]
+    assert [sorted(timed[start : start + 2 * count : 2]) for start in range(0, 6 * count, 2 * count)] == [
+        sorted(graphs)
+    ] * 3
+
+
+@pytest.mark.parametrize(("m", "block_us"), [(63, 0.0), (64, 1e4)])
+def test_many_rows_are_timed_at_the_clock_that_they_come_to(gpu, monkeypatch, m, block_us):
+    blocks = []
+
+    @contextmanager
+    def noted(registry, device, block_us):
+        blocks.append(block_us)
+        with timer_on(registry, device) as timer:
+            yield timer
+
+    monkeypatch.setattr(bench_run, "timer_on", noted)
+    lineup = Lineup(bp.default_registry(), gpu.gpu, (bp.AwqWeightLayout.TILED,), 0)
+    found = Bench(lineup, 1)
+    cell = Cell(ElementKind.F16, 128, 64, 256, m)
+    assert found.measure(cell).times
+    assert blocks == [block_us]
+    least_s = 1.5e-6 * block_us * len(found.measure(cell).times)
+    assert found.estimate_s(cell) >= least_s
 
 
 def test_weights_are_rotated_over_what_is_asked_for(gpu):

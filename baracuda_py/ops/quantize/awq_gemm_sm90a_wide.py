@@ -1,6 +1,6 @@
 """The CUDA kernel of the AWQ GEMM for TILED weights and many tokens on compute capability 9.0: entry, tiles and grid.
 
-wide     128 output channels of 32 to 256 tokens a tile, by warpgroup instructions; a thread block takes tile after
+wide     128 output channels of 64 to 256 tokens a tile, by warpgroup instructions; a thread block takes tile after
          tile. Those of a last round that leaves most of the GPU idle are cut along ic: f32 partials in the
          workspace, summed in their order by a second launch
 """
@@ -38,12 +38,10 @@ if TYPE_CHECKING:
 __all__ = ["wide_kernels"]
 
 _ARCH = ArchSku.SM90A
-_TOKENS = (32, 64, 96, 128, 160, 192, 224, 256)  # that a tile has room for
-_MAX_STAGES = 12  # boxes of x that are asked for ahead
-_TWO_MAX_STAGES = 16  # of two pairs of warpgroups
+_TOKENS = (64, 96, 128, 160, 192, 224, 256)  # that a tile has room for
+_MAX_STAGES = 6  # blocks of 128 input channels that are asked for ahead
 _TILES = 2  # of weights, in a tile of outputs
 _BOX_ROW_BYTES = 2 * BOX_CHANNELS
-_SUM_BYTES = 4
 _INT = (1 << 31) - 1
 
 
@@ -67,17 +65,10 @@ def _cut(desc: Int4AwqGemmDescriptor, device: Device) -> WideCut:
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
     tiling, cut = Tiling(desc.ic, desc.oc, desc.group_size), _cut(desc, device)
     groups = tiling.groups_of_block
-    two = cut.tokens <= _constant("kWideTwoTokens") and groups <= _constant("kWideTwoGroups")  # pairs of warpgroups
     few = cut.tokens <= _constant("kWideFewTokens")
-    weights = _TILES * 2 * tiling.block_nbytes
-    fixed = _TILES * _constant("kWideStoreBytes") + two * _constant("kWideChannels") * cut.tokens * _SUM_BYTES
-
-    def shared_nbytes(stages: int) -> int:
-        return stages * (_BOX_ROW_BYTES * cut.tokens + 2 * BARRIER_BYTES) + _ceil_div(stages, 2) * weights + fixed
-
-    # A pair's boxes lie in places of its own, so that it has itself seen the copies end that were there before.
-    some = range(_TWO_MAX_STAGES, 0, -4) if two else range(_MAX_STAGES, 0, -1)
-    stages = next(n for n in some if shared_nbytes(n) <= SHARED_BYTES)
+    stage = 2 * _BOX_ROW_BYTES * cut.tokens + _TILES * 2 * tiling.block_nbytes + 2 * BARRIER_BYTES
+    fixed = _TILES * _constant("kWideStoreBytes") // (2 if cut.tokens > _constant("kWideMostTokens") else 1)
+    stages = min(_MAX_STAGES, (SHARED_BYTES - fixed) // stage)
     boxes = TensorMap(
         "activation", desc.element, (BOX_CHANNELS, desc.m, desc.ic // BOX_CHANNELS),
         (Stride("activation", 0), BOX_CHANNELS), (BOX_CHANNELS, cut.even, 1),
@@ -88,9 +79,9 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     main = Launch(
         name,
         (cut.blocks, 1, 1),
-        (_constant("kWideTwoThreads" if two else "kWideThreads" if few else "kWideManyThreads"), 1, 1),
+        (_constant("kWideThreads" if few else "kWideManyThreads"), 1, 1),
         (*operands(desc), Pointer(WORKSPACE), boxes, stages, *schedule),
-        shared_nbytes(stages),
+        stages * stage + fixed,
         code,
         overlaps=True,
     )
@@ -101,8 +92,8 @@ def _workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
     return _cut(desc, device).partial_nbytes
 
 
-# Of the peak that tiles of so many tokens reach (H100). The fewer they are, the more often a weight is made.
-_SHARE_OF_PEAK = {32: 0.31, 64: 0.5, 96: 0.6, 128: 0.72, 160: 0.82, 192: 0.8, 224: 0.79, 256: 0.81}
+# Of the peak that tiles of so many tokens reach (H200). The fewer they are, the more often a weight is made.
+_SHARE_OF_PEAK = {64: 0.59, 96: 0.74, 128: 0.77, 160: 0.81, 192: 0.82, 224: 0.74, 256: 0.81}
 
 
 def _cut_us(device: Device, cut: WideCut) -> float:

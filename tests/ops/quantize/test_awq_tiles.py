@@ -374,7 +374,8 @@ def test_warpgroups_take_every_tile_whole_or_in_parts(oc, ic, m, group_size):
         (4096, 4096, 128, 128, 0, 32, 4),  # few tiles
         (8192, 8192, 256, 128, 128, 0, 1),  # nearly one round
         (8192, 8192, 4096, 256, 1024, 0, 1),
-        (14336, 4096, 512, 256, 224, 0, 1),  # a last round of 92 tiles
+        (14336, 4096, 256, 256, 112, 0, 1),  # a round that leaves 20 multiprocessors idle
+        (14336, 4096, 512, 128, 396, 52, 2),
         (14336, 4096, 1024, 256, 396, 52, 2),
     ],
 )

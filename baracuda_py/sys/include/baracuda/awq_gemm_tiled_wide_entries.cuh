@@ -6,10 +6,8 @@
 // most one a CTA. There are `token_tiles` of `tokens` tokens, a multiple of 8 and t at most. `panel` of them follow
 // each other before the next channels. x_map is x as (ic / 64, m, 64) with boxes of (1, tokens, 64), swizzled over 128 bytes.
 //
-// Up to kWideTwoTokens tokens and kWideTwoGroups groups kWideTwoThreads threads, beyond kWideFewTokens tokens
-// kWideManyThreads, else kWideThreads. Dynamic shared memory: `stages` times 128 * t + 16 bytes, half as many times, rounded
-// up, 4 * (2048 + 80 g) bytes, 2 * kWideStoreBytes, and, with kWideTwoThreads, 512 * t. Two stages or
-// more; with kWideTwoThreads a multiple of four.
+// Beyond kWideFewTokens tokens kWideManyThreads threads, else kWideThreads. Dynamic shared memory: `stages` times 256 * t +
+// 4 * (2048 + 80 g) + 16 bytes, and 2 * kWideStoreBytes, or half of that beyond kWideMostTokens tokens. Two stages or more.
 //
 // Partial sums of split tiles go to parts, (split, splits, kWideChannels, t) of f32 in an order of their own. The entry
 // `_finish`, grid (split * t / 8, 1, 1), kWideFinishThreads threads, 128 * kWideFinishTokens bytes of dynamic shared memory,
@@ -40,7 +38,6 @@
 
 // Two modules, those of up to kWideFewTokens tokens and the others.
 #define BARACUDA_WIDE_FEW_ENTRIES(prefix, Element, kGroups)             \
-  BARACUDA_WIDE_ENTRY(prefix##_t32_g##kGroups, Element, 32, kGroups)    \
   BARACUDA_WIDE_ENTRY(prefix##_t64_g##kGroups, Element, 64, kGroups)    \
   BARACUDA_WIDE_ENTRY(prefix##_t96_g##kGroups, Element, 96, kGroups)    \
   BARACUDA_WIDE_ENTRY(prefix##_t128_g##kGroups, Element, 128, kGroups)  \

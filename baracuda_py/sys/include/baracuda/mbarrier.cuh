@@ -48,4 +48,29 @@ __device__ __forceinline__ void mbarrier_wait(unsigned barrier, unsigned parity)
   } while (ended == 0);
 }
 
+// The same for all lanes of a warp, which call it together. The compiler is shown that they agree: behind a branch or a loop
+// on what each lane has seen, it does not use uniform registers.
+__device__ __forceinline__ bool mbarrier_ended_for_warp(unsigned barrier, unsigned parity) {
+  unsigned ended;
+  asm volatile(
+      "{ .reg .pred ended; mbarrier.test_wait.parity.shared::cta.b64 ended, [%1], %2; "
+      "vote.sync.all.pred ended, ended, 0xffffffff; selp.u32 %0, 1, 0, ended; }"
+      : "=r"(ended)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return ended != 0;
+}
+
+__device__ __forceinline__ void mbarrier_wait_for_warp(unsigned barrier, unsigned parity) {
+  unsigned ended;
+  do {
+    asm volatile(
+        "{ .reg .pred ended; mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2; "
+        "vote.sync.all.pred ended, ended, 0xffffffff; selp.u32 %0, 1, 0, ended; }"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (ended == 0);
+}
+
 }  // namespace baracuda

@@ -15,5 +15,7 @@ inline bool mbarrier_ended(unsigned barrier, unsigned parity) {
   return false;
 }
 inline void mbarrier_wait(unsigned barrier, unsigned parity) { emulator::wait_at_mbarrier(barrier, parity); }
+inline bool mbarrier_ended_for_warp(unsigned barrier, unsigned parity) { return mbarrier_ended(barrier, parity); }
+inline void mbarrier_wait_for_warp(unsigned barrier, unsigned parity) { mbarrier_wait(barrier, parity); }
 
 }  // namespace baracuda
