@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from attrs import define, evolve, field, frozen
 
 from baracuda_py.bench.cells import Cell
-from baracuda_py.bench.contenders import Absent, Contender, Lineup
+from baracuda_py.bench.contenders import READ, Absent, Contender, Lineup
 from baracuda_py.errors import Unsupported
 from baracuda_py.tuning.timing import HostTimer, Replay, Spread, in_turns, timer_on
 from baracuda_py.vocab.enums import ElementKind
@@ -21,9 +21,12 @@ _DENSE_SIDE = {"cuda": 8192, "host": 1024}  # of the square product that gives t
 _CAPTURE_S, _CALL_S = 5e-3, 5e-5  # of a contender, and of each of its calls: binding, capturing
 _UPLOADED_PER_S = 1e9  # bytes of weights that are drawn and copied
 _PROBED_CHANNELS, _PROBED_ROWS = 512, 64  # at most, of the calls that say how fast the host is
-# From so many rows on it is a GPU's power that holds products: each contender is timed at the clock that it comes to by
-# itself, while it runs for a while. Behind others that draw less, all would run at one clock.
+# From so many rows on it is a GPU's power that holds products. Each contender runs for a while when it is timed, behind
+# others that draw as much: not those that take longer than so many times the fastest, or only read. These take turns
+# among themselves, fewer times: they are many, or slow.
 _SUSTAINED_ROWS, _SUSTAINED_US = 64, 1e4
+_NEAR = 2.0
+_FEWER, _FEWEST = 5, 3  # as often, and at least
 _PROBES = 3  # of each: other processes slow some
 
 
@@ -92,7 +95,7 @@ class Bench:
     def _estimate_s(self, one: Contender, cell: Cell) -> float:
         call_s = 1e-6 * one.estimate_us
         if self.lineup.device.kind == "cuda":
-            sample_s = max(2 * one.copies * call_s, 1.5e-6 * _block_us(cell))
+            sample_s = max(2 * one.copies * call_s, 1.5e-6 * _block_us(cell))  # of one that is near the fastest
             return _CAPTURE_S + one.copies * (_CALL_S + 2 * call_s) + self.samples * sample_s
         pace = self._paces_of(cell).get((one.kind, one.kernel, one.layout), Pace())
         calls = self.samples * (one.copies + 1) + 1
@@ -169,7 +172,14 @@ class Bench:
             if failed is not None and not ready:
                 raise failed
             by_name = {str(number): replay for number, replay in enumerate(ready.values())}
-            times = in_turns(by_name, self.samples) if ready else {}
+            times = in_turns(by_name, 1 if block_us else self.samples) if ready else {}
+            if block_us and ready:
+                products = {name: one for name, one in zip(by_name, ready, strict=True) if one.kind != READ}
+                least = min((times[name][0] for name in products), default=0.0)
+                near = {name: by_name[name] for name in products if times[name][0] <= _NEAR * least}
+                others = {name: replay for name, replay in by_name.items() if name not in near}
+                times |= in_turns(near, self.samples)
+                times |= in_turns(others, min(self.samples, max(_FEWEST, self.samples // _FEWER)))
         return tuple(zip(ready, map(Spread.of, times.values()), strict=True)), tuple(absent)
 
 

@@ -7,16 +7,17 @@ import io
 import json
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 
 import pytest
+from attrs import evolve
 
 import baracuda_py as bp
 from baracuda_py.bench import plot
 from baracuda_py.bench import run as bench_run
 from baracuda_py.bench.cells import Cell
-from baracuda_py.bench.contenders import Lineup
+from baracuda_py.bench.contenders import READ, Absent, Lineup
 from baracuda_py.bench.results import COLUMNS
 from baracuda_py.bench.run import Bench, Forecast, measured_within
 from baracuda_py.errors import DriverError
@@ -316,6 +317,27 @@ def test_many_rows_are_timed_at_the_clock_that_they_come_to(gpu, monkeypatch, m,
     assert blocks == [block_us]
     least_s = 1.5e-6 * block_us * len(found.measure(cell).times)
     assert found.estimate_s(cell) >= least_s
+
+
+def test_of_many_rows_slow_products_and_reads_take_turns_apart(gpu, monkeypatch):
+    lineup = Lineup(bp.default_registry(), gpu.gpu, (bp.AwqWeightLayout.TILED,), 0)
+    cell = Cell(ElementKind.F16, 128, 64, 256, 64)
+    order = []
+
+    def of(number, one):  # the third takes three times as long as the first
+        return evolve(one, replay=lambda timer: nullcontext(lambda: order.append(number) or 1.0 + number))
+
+    found = [one for one in lineup.of(cell) if not isinstance(one, Absent)]
+    found = [of(number, one) for number, one in enumerate(found)]
+    monkeypatch.setattr(Lineup, "of", lambda self, cell: found)
+    spreads = dict(Bench(lineup, 20).measure(cell).times)
+    near = [0, 1]
+    assert all(found[number].kind != READ for number in near)
+    assert {one.kind for one in found} > {READ}
+    assert [spreads[one].samples for one in found] == [20, 20] + [4] * (len(found) - 2)
+    probe, turns = order[: len(found)], order[len(found) :]
+    assert sorted(probe) == list(range(len(found)))
+    assert set(turns[:40]) == set(near)
 
 
 def test_weights_are_rotated_over_what_is_asked_for(gpu):
