@@ -140,7 +140,8 @@ def test_the_users_times_replace_the_packages_one_by_one(folder):
 
 @pytest.mark.parametrize(("gpu", "device"), [(H100.name, H100), ("Other GPU", dry_device("sm_90"))])
 def test_a_table_that_holds_little_hides_no_other_of_a_gpu_as_much_alike(folder, gpu, device):
-    package = by_problem(tuning.table_for(H100))
+    package = by_problem(tuning.table_for(device))
+    assert package.keys() >= by_problem(tuning.table_for(H100)).keys()
     write(folder, "empty", evolve(table(gpu, sm_count=132), problems={}))
     write(folder, "none-of-an-op", evolve(table(gpu, sm_count=132), problems={"int4_awq_gemm": ()}))
     assert by_problem(tuning.table_for(device)) == package

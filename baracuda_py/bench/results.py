@@ -43,7 +43,7 @@ COLUMNS = (*CELL, *_MEASURED, *_JUDGED)
 """Of the CSV, and of a row in the JSON. `pdl`: whether calls were bound to overlap the one before them."""
 
 _SAME = ("gpu", "cpu", "driver", "commit", "packages", "samples", "rotated_nbytes", "layouts")  # in all parts of a file
-_HEADLINE_ROWS = (1, 8, 64)
+_HEADLINE_ROWS = (1, 8, 512, 4096)
 
 
 @frozen
@@ -157,8 +157,8 @@ class Results:
         return judged
 
     def headlines(self) -> list[dict[str, Any]]:
-        """For the two largest weights at few rows, in f16 and groups of 128: the fastest kernel that `select` picks,
-        over the dense GEMM."""
+        """For the two largest weights at few rows and at many, in f16 and groups of 128: the fastest kernel that `select`
+        picks, over the dense GEMM."""
         largest = sorted({(row["oc"], row["ic"]) for row in self.rows}, key=lambda shape: -shape[0] * shape[1])[:2]
         lines = []
         for key, rows in self.by_cell().items():

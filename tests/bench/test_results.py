@@ -69,7 +69,7 @@ def test_headlines_are_of_the_fastest_that_is_selected_on_the_largest_weights(re
     lines = {line["what"]: line["value"] for line in results.headlines()}
     assert lines["AWQ GEMM f16 over cublas f16, 4096 x 4096, m = 8"] == 10 / 40
     assert {line["unit"] for line in results.headlines()} == {"x"}
-    assert len(lines) == 2 * 2  # weights, rows
+    assert len(lines) == 2 * 3  # weights, rows
     assert all(what.startswith("AWQ GEMM f16 over cublas f16, ") for what in lines)
     results.rows += [{**row, "group_size": 64} for row in results.rows]
     assert len(results.headlines()) == len(lines)  # of groups of 128 alone
