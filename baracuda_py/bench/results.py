@@ -157,8 +157,8 @@ class Results:
         return judged
 
     def headlines(self) -> list[dict[str, Any]]:
-        """For the two largest weights at few rows and at many, in f16 and groups of 128: the fastest kernel that `select`
-        picks, over the dense GEMM."""
+        """For the two largest weights at few rows and at many, in f16 and groups of 128: the fastest kernel that is
+        selected, over the dense GEMM."""
         largest = sorted({(row["oc"], row["ic"]) for row in self.rows}, key=lambda shape: -shape[0] * shape[1])[:2]
         lines = []
         for key, rows in self.by_cell().items():

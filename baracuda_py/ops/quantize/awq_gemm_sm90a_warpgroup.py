@@ -111,8 +111,8 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     )
 
 
-# How much longer a launch streams with up to so many tokens; less so in tiles of 128 channels, for which x is read half as
-# often. Measured on an H200.
+# How much longer a launch streams with up to so many tokens; less so in tiles of 128 channels, for which x is read half
+# as often. Measured on an H200.
 _LONGER = {16: 1.08, 32: 1.22, 64: 1.65}
 _WIDER = 0.93
 
