@@ -66,7 +66,7 @@ CASES = (
     Case("bulk_tiled", 4096, 14336, 1),
     Case("bulk_tiled", 14336, 4096, 1),
     Case("bulk_tiled", 14336, 4096, 16),
-    Case("wide_tiled", 14336, 4096, 32),
+    Case("warpgroup_tiled", 14336, 4096, 32),
     Case("stream_hf_gemm", 4096, 14336, 1),
     Case("stream_hf_gemm", 4096, 14336, 16),
     Case("tile_tiled", 8192, 8192, 512),

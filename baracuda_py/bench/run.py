@@ -86,20 +86,23 @@ class Bench:
         By the estimates of selection; on the host, which may be any and busy, corrected by a few small calls.
         """
         found = [one for one in self.lineup.of(cell) if isinstance(one, Contender)]
-        total = sum(self._estimate_s(one, cell) for one in found)
+        total = sum(self._estimate_s(one, cell, self._block_us(cell)) for one in found)
         if kept is None or kept.weights != cell.weights:
             kinds = len({(one.kind, one.layout) for one in found})
             total += kinds * max(self.lineup.rotated_nbytes, cell.weight_nbytes) / _UPLOADED_PER_S
         return total
 
-    def _estimate_s(self, one: Contender, cell: Cell) -> float:
+    def _estimate_s(self, one: Contender, cell: Cell, block_us: float = 0.0) -> float:
         call_s = 1e-6 * one.estimate_us
         if self.lineup.device.kind == "cuda":
-            sample_s = max(2 * one.copies * call_s, 1.5e-6 * _block_us(cell))  # of one that is near the fastest
+            sample_s = max(2 * one.copies * call_s, 1.5e-6 * block_us)  # as of one that is near the fastest
             return _CAPTURE_S + one.copies * (_CALL_S + 2 * call_s) + self.samples * sample_s
         pace = self._paces_of(cell).get((one.kind, one.kernel, one.layout), Pace())
         calls = self.samples * (one.copies + 1) + 1
         return calls * call_s * pace.over_estimate + one.copies * (_CALL_S + one.nbytes * pace.bind_s)
+
+    def _block_us(self, cell: Cell) -> float:
+        return _SUSTAINED_US if self.lineup.device.kind == "cuda" and cell.m >= _SUSTAINED_ROWS else 0.0
 
     def _paces_of(self, cell: Cell) -> dict[tuple[str, ...], Pace]:
         """Of the host's contenders, measured on a small cell that is like this one; once for each such cell."""
@@ -150,7 +153,7 @@ class Bench:
         Raises:
             BaracudaError: nobody could be prepared: the device is in no state to go on.
         """
-        times, absent = self._times(list(self.lineup.of(cell)), _block_us(cell))
+        times, absent = self._times(list(self.lineup.of(cell)), self._block_us(cell))
         return Measured(cell, times, absent)
 
     def _times(
@@ -181,10 +184,6 @@ class Bench:
                 times |= in_turns(near, self.samples)
                 times |= in_turns(others, min(self.samples, max(_FEWEST, self.samples // _FEWER)))
         return tuple(zip(ready, map(Spread.of, times.values()), strict=True)), tuple(absent)
-
-
-def _block_us(cell: Cell) -> float:
-    return _SUSTAINED_US if cell.m >= _SUSTAINED_ROWS else 0.0
 
 
 def _pace(one: Contender) -> Pace:

@@ -24,7 +24,7 @@ __all__ = ["Calls", "GraphTimer", "HostTimer", "Replay", "Spread", "Timer", "in_
 
 Calls = Sequence[Callable[[], None]]
 Replay = Callable[[], float]
-"""Runs a contender's calls once more than is timed, and returns the microseconds that one call took."""
+"""Runs a contender's calls, some of them ahead of what is timed, and returns the microseconds that one call took."""
 
 
 class Timer(Protocol):
@@ -45,8 +45,8 @@ class GraphTimer:
     Attributes:
         driver: of the CUDA backend.
         stream: handle of a stream of the current context.
-        block_us: how long a graph is replayed at least each time that it is timed, behind half as long that is not, so
-            that a GPU at its power limit comes to the clock that these calls have by themselves.
+        block_us: how long a graph is replayed about each time that it is timed, behind half as long that is not, so
+            that a GPU at its power limit is under the load of these calls. A longer graph is replayed once.
     """
 
     driver: Any
@@ -75,7 +75,7 @@ class GraphTimer:
             driver.call("cuGraphDestroy", graph)
 
     def of_launch(self, launch: Callable[[], None], calls: int) -> Replay:
-        """The replay of what launches a graph of so many calls on the stream; it is launched once, to load code."""
+        """The replay of what launches a graph of so many calls on the stream; it is launched at once, to load code."""
         launch()
         launches = max(1, math.ceil(self.block_us / self._elapsed_us(launch, 1))) if self.block_us else 1
         return lambda: self._elapsed_us(launch, launches) / (calls * launches)
@@ -140,7 +140,7 @@ def timer_on(registry: Registry[Any], device: Device, block_us: float = 0.0) -> 
 
 
 def in_turns(replays: Mapping[str, Replay], samples: int) -> dict[str, list[float]]:
-    """Microseconds a call, `samples` times each, one of every contender a round, in another order each round.
+    """Microseconds a call, `samples` times each, one of every contender a round, in a random order.
 
     A GPU at its power limit takes longer behind a contender that draws much than behind one that draws little.
     """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, streaming_us
 from baracuda_py.ops.quantize.awq_gemm_sm90a import BARRIER_BYTES, BOX_CHANNELS, SHARED_BYTES
 from baracuda_py.ops.quantize.awq_layout import reads_layout
-from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
+from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS, Tiling
 from baracuda_py.ops.quantize.awq_wide_schedule import WideCut, finish_launches
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
@@ -108,7 +108,7 @@ _LIMITS = (
     multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
     at_most("m", _INT, why="the kernel takes it as a 32-bit int"),
     at_most("ic", _INT - (TILE_COLUMNS - 1), why="the kernel rounds it up to whole blocks in a 32-bit int"),
-    at_most("oc", _INT, why="the kernel takes it as a 32-bit int"),
+    at_most("oc", _INT - (TILE_ROWS - 1), why="the kernel rounds it up to whole strips in a 32-bit int"),
     at_most("outputs", 64 * 128 << 30, why="the kernel counts tiles in a 32-bit int"),
 )
 

@@ -269,12 +269,13 @@ PTX_KERNELS = [kernel for kernel in OP.kernels if isinstance(kernel.code, PtxCod
 @pytest.mark.parametrize(("size", "beyond"), [("ic", 16 * 128), ("oc", 128)])
 def test_sizes_leave_room_for_what_kernels_count_beyond_them(kernel, size, beyond):
     # Sixteen warps along ic take blocks of 128 channels each, and the one behind the last is counted too; a tile of the
-    # bulk kernel is 128 output channels. wide_tiled rounds ic up to one block; the others do not round oc.
+    # bulk kernel and of warpgroup_tiled is 128 output channels. wide_tiled rounds ic up to one block, and oc up to 64.
     variant = kernel.sku.variant
     if variant.startswith("wide"):
-        beyond = min(beyond, 128)
-    if size == "oc" and not variant.startswith("bulk"):
+        beyond = {"ic": 128, "oc": 64}[size]
+    if size == "oc" and not variant.startswith(("bulk", "warpgroup", "wide")):
         beyond = 1
+    step = {"ic": 128, "oc": 8}[size]
     layout = next(layout for layout in bp.AwqWeightLayout if variant.endswith(layout.value))
 
     def serves(value):
@@ -285,8 +286,8 @@ def test_sizes_leave_room_for_what_kernels_count_beyond_them(kernel, size, beyon
         )  # fmt: skip
         return all(rule.holds(desc) for rule in kernel.rules)
 
-    largest = (1 << 31) - 128
+    largest = (1 << 31) - step
     while not serves(largest):
-        largest -= 128
+        largest -= step
         assert largest > (1 << 31) - 64 * 128, "the limit is further below than it must be"
     assert largest + beyond - 1 < 1 << 31

@@ -10,6 +10,7 @@
 // Weights as wgmma's operand A from registers: CUTLASS's example 55; dequantising under running instructions, and the rest
 // of the schedule, is our prototype's.
 #pragma once
+
 #include "baracuda/awq_gemm_tiled_block.cuh"
 #include "baracuda/awq_gemm_wide_parts.cuh"
 #include "baracuda/awq_gemm_wide_schedule.cuh"
@@ -18,10 +19,8 @@
 #include "baracuda/elect.cuh"
 #include "baracuda/grid_dependency.cuh"
 #include "baracuda/mbarrier.cuh"
-#include "baracuda/partial_barrier.cuh"
 #include "baracuda/register_count.cuh"
 #include "baracuda/ring_place.cuh"
-#include "baracuda/shared_memory.cuh"
 #include "baracuda/warp_uniform.cuh"
 #include "baracuda/wgmma.cuh"
 
@@ -150,7 +149,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
   WideWork work;
   RingPlace ring;
   // Uniform, as all that the loops over blocks depend on must be: else the compiler keeps operands of the instructions and
-  // addresses in registers of each thread, and moves them (230 instructions a block instead of 186).
+  // addresses in registers of each thread, and moves them.
   const auto next = [&] {
     if (!works.next(work)) return false;
     const auto uniform = [](int value) { return static_cast<int>(warp_uniform(static_cast<unsigned>(value))); };
@@ -241,7 +240,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
       bool ready = false;
 #pragma unroll
       for (int round = 0; round < kRounds; ++round) {
-        r_weights.multiply(round, sums, wgmma_step(rows_of_x, round / 2 * static_cast<int>(Shape::kBoxBytes / 32)));
+        r_weights.multiply(round, sums, wgmma_step(rows_of_x, round * kRoundSteps / kBoxSteps * static_cast<int>(Shape::kBoxBytes / 32)));
         // An answer takes as long as weights do to be made.
         if (more && round == kRounds - 2) ready = mbarrier_ended_for_warp(full(), ring.parity);
         if (round + 1 < kRounds) {

@@ -25,17 +25,6 @@ __device__ __forceinline__ void mbarrier_arrive_expecting(unsigned barrier, unsi
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(nbytes) : "memory");
 }
 
-// Whether the phase of this parity has ended, at once: after true, a wait may be left out.
-__device__ __forceinline__ bool mbarrier_ended(unsigned barrier, unsigned parity) {
-  unsigned ended;
-  asm volatile(
-      "{ .reg .pred ended; mbarrier.test_wait.parity.shared::cta.b64 ended, [%1], %2; selp.u32 %0, 1, 0, ended; }"
-      : "=r"(ended)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return ended != 0;
-}
-
 // Waits until the phase of this parity has ended; at once where the one before it, of the other parity, is running.
 __device__ __forceinline__ void mbarrier_wait(unsigned barrier, unsigned parity) {
   unsigned ended;
@@ -48,8 +37,10 @@ __device__ __forceinline__ void mbarrier_wait(unsigned barrier, unsigned parity)
   } while (ended == 0);
 }
 
-// The same for all lanes of a warp, which call it together. The compiler is shown that they agree: behind a branch or a loop
-// on what each lane has seen, it does not use uniform registers.
+// Of a warp, whose lanes call these together. The compiler is shown that they agree: behind a branch or a loop on what each
+// lane has seen, it does not use uniform registers.
+
+// Whether the phase of this parity has ended, at once: after true, a wait may be left out.
 __device__ __forceinline__ bool mbarrier_ended_for_warp(unsigned barrier, unsigned parity) {
   unsigned ended;
   asm volatile(

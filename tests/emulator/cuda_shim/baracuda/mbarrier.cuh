@@ -9,13 +9,12 @@ inline void mbarrier_arrive(unsigned barrier) { emulator::arrive_at_mbarrier(bar
 inline void mbarrier_arrive_expecting(unsigned barrier, unsigned nbytes) {
   emulator::arrive_at_mbarrier(barrier, nbytes);
 }
-inline bool mbarrier_ended(unsigned barrier, unsigned parity) {
+inline void mbarrier_wait(unsigned barrier, unsigned parity) { emulator::wait_at_mbarrier(barrier, parity); }
+inline bool mbarrier_ended_for_warp(unsigned barrier, unsigned parity) {
   static_cast<void>(barrier);
   static_cast<void>(parity);
   return false;
 }
-inline void mbarrier_wait(unsigned barrier, unsigned parity) { emulator::wait_at_mbarrier(barrier, parity); }
-inline bool mbarrier_ended_for_warp(unsigned barrier, unsigned parity) { return mbarrier_ended(barrier, parity); }
 inline void mbarrier_wait_for_warp(unsigned barrier, unsigned parity) { mbarrier_wait(barrier, parity); }
 
 }  // namespace baracuda
