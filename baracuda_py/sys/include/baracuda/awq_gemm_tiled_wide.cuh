@@ -220,7 +220,9 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
   unsigned s_read = s_empty;  // its barrier
   const auto release = [&] {
     __syncwarp();  // all lanes are done with it
-    if (lane == 0 && releases) mbarrier_arrive(s_read);
+    if (lane == 0 && releases) {
+      mbarrier_arrive(s_read);
+    }
   };
   WideWeights<Shape, Element> r_weights;
   r_weights.scales_bf16 = operands.scales_bf16;
@@ -251,7 +253,9 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
         wgmma_wait<1>();
         if (round == 0) release();
         if (more && round == kRounds - 2) {
-          if (__builtin_expect(!ready, 0)) mbarrier_wait_for_warp(full(), ring.parity);
+          if (__builtin_expect(!ready, 0)) {
+            mbarrier_wait_for_warp(full(), ring.parity);
+          }
           take();
         }
       }
