@@ -42,7 +42,8 @@ _JUDGED = (
 COLUMNS = (*CELL, *_MEASURED, *_JUDGED)
 """Of the CSV, and of a row in the JSON. `pdl`: whether calls were bound to overlap the one before them."""
 
-_SAME = ("gpu", "cpu", "driver", "commit", "packages", "samples", "rotated_nbytes", "layouts")  # in all parts of a file
+# In all parts of a file.
+_SAME = ("gpu", "cpu", "driver", "commit", "packages", "samples", "block_us", "rotated_nbytes", "layouts")
 _HEADLINE_ROWS = (1, 8, 512, 4096)
 
 

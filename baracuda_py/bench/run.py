@@ -24,7 +24,7 @@ _PROBED_CHANNELS, _PROBED_ROWS = 512, 64  # at most, of the calls that say how f
 # From so many rows on it is a GPU's power that holds products. Each contender runs for a while when it is timed, behind
 # others that draw as much: not those that take longer than so many times the fastest, or only read. These take turns
 # among themselves, fewer times: they are many, or slow.
-_SUSTAINED_ROWS, _SUSTAINED_US = 64, 1e4
+_SUSTAINED_ROWS = 64
 _NEAR = 2.0
 _FEWER, _FEWEST = 5, 3  # as often, and at least
 _PROBES = 3  # of each: other processes slow some
@@ -67,10 +67,13 @@ class Bench:
     Attributes:
         lineup: the contenders.
         samples: rounds, in each of which every contender is timed once.
+        block_us: how long one of 64 rows or more runs on a GPU each time that it is timed, behind half as long that is
+            not; 0: as those of fewer rows, once behind once.
     """
 
     lineup: Lineup
     samples: int = 20
+    block_us: float = 1e4
     _paces: dict[Cell, dict[tuple[str, ...], Pace]] = field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -102,7 +105,7 @@ class Bench:
         return calls * call_s * pace.over_estimate + one.copies * (_CALL_S + one.nbytes * pace.bind_s)
 
     def _block_us(self, cell: Cell) -> float:
-        return _SUSTAINED_US if self.lineup.device.kind == "cuda" and cell.m >= _SUSTAINED_ROWS else 0.0
+        return self.block_us if self.lineup.device.kind == "cuda" and cell.m >= _SUSTAINED_ROWS else 0.0
 
     def _paces_of(self, cell: Cell) -> dict[tuple[str, ...], Pace]:
         """Of the host's contenders, measured on a small cell that is like this one; once for each such cell."""

@@ -60,6 +60,9 @@ def bench(
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help=RUN_DEVICE_HELP)] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Rounds; the median counts.")] = 20,
     rotate: Annotated[str, typer.Option("--rotate", metavar="SIZE", help="Weights that are walked over.")] = _ROTATED,
+    block: Annotated[
+        str, typer.Option("--block", metavar="TIME", help="How long 64 rows or more run each time, on a GPU.")
+    ] = "10ms",
     budget: Annotated[
         str | None,
         typer.Option("--budget", metavar="TIME", help="Such as 90s or 10m: what does not fit is left for a next run."),
@@ -105,10 +108,10 @@ def bench(
         _draw(kept, stem)
         print_line(f"Drew {stem}.png and {stem}.svg", "bold")
         return
-    made = _bench(resolved, layouts, samples, parse_size(rotate, "--rotate"))
+    made = _bench(resolved, layouts, samples, parse_size(rotate, "--rotate"), 1e6 * _seconds(block, "--block"))
     results = _kept(stem, replace or estimate, _environment(made), peers)
     left = [cell for cell in wanted if not results.holds(cell)]
-    budget_s = None if budget is None else _seconds(budget)
+    budget_s = None if budget is None else _seconds(budget, "--budget")
     _announce(made, left, len(wanted), budget_s)
     if estimate:
         return
@@ -137,11 +140,11 @@ def _numbers(text: str) -> list[int]:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,8,64", param_hint="--m") from None
 
 
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|)", text.strip().lower())
+def _seconds(text: str, option: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|)", text.strip().lower())
     if match is None or not float(match[1]):
-        raise typer.BadParameter(f"{text!r} is no time such as 90s or 10m", param_hint="--budget")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
+        raise typer.BadParameter(f"{text!r} is no time such as 300ms, 90s or 10m", param_hint=option)
+    return float(match[1]) * {"": 1, "ms": 1e-3, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
 
 
 def _stem(output: Path, device: Device) -> Path:
@@ -167,18 +170,23 @@ def _check_output(stem: Path, replace: bool, plot: bool, compare: Path | None) -
         check_new(others, f"a file beside a new {json_path.name} must be new too")
 
 
-def _bench(device: Device, layouts: Sequence[str] | None, samples: int, rotated_nbytes: int) -> Bench:
+def _bench(
+    device: Device, layouts: Sequence[str] | None, samples: int, rotated_nbytes: int, block_us: float
+) -> Bench:
     from baracuda_py.bench.contenders import Lineup
     from baracuda_py.bench.run import Bench
 
     chosen = [parse_enum(AwqWeightLayout, text, "--layout") for text in layouts or ()] or list(AwqWeightLayout)
-    return Bench(Lineup(bp.default_registry(), device, tuple(dict.fromkeys(chosen)), rotated_nbytes), samples)
+    lineup = Lineup(bp.default_registry(), device, tuple(dict.fromkeys(chosen)), rotated_nbytes)
+    return Bench(lineup, samples, block_us)
 
 
 def _environment(made: Bench) -> dict[str, Any]:
     from baracuda_py.bench.environment import environment
 
-    how = {"samples": made.samples, "rotated_nbytes": made.lineup.rotated_nbytes}
+    how: dict[str, Any] = {"samples": made.samples, "rotated_nbytes": made.lineup.rotated_nbytes}
+    if made.lineup.device.kind == "cuda":
+        how["block_us"] = made.block_us
     return {**environment(made.lineup.device), **how, "layouts": sorted(layout.value for layout in made.lineup.layouts)}
 
 

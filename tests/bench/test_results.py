@@ -114,7 +114,9 @@ def test_what_is_written_comes_back_and_can_be_gone_on_with(results, tmp_path):
     assert path.read_text() == before
 
 
-@pytest.mark.parametrize("name", ["gpu", "driver", "commit", "packages", "samples", "rotated_nbytes", "layouts"])
+@pytest.mark.parametrize(
+    "name", ["gpu", "driver", "commit", "packages", "samples", "block_us", "rotated_nbytes", "layouts"]
+)
 def test_cells_that_are_measured_otherwise_are_not_added(results, tmp_path, name):
     with pytest.raises(InvalidProblem, match=f"{name} differs") as refused:
         results.check_continues(results.environment | {name: "other"}, tmp_path / "out.json")

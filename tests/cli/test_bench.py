@@ -64,6 +64,7 @@ def test_on_the_host_every_kernel_is_measured_beside_numpy_and_a_read(run, tmp_p
     assert record["cpu"]
     assert record["packages"]["numpy"]
     assert (record["samples"], record["rotated_nbytes"]) == (3, 1)
+    assert "block_us" not in record
     assert record["parts"][0]["read_gb_per_s"] > 0
     assert record["parts"][0]["dense_tflop_per_s"].keys() == {"f32"}
     cells = {(row["element"], row["m"]) for row in record["cells"]}
@@ -163,6 +164,7 @@ def test_without_matplotlib_nothing_is_measured_for_a_plot_that_cannot_be_drawn(
         (("--element", "f32"), 3, "element"), (("--group-size", 48), 3, "group_size"),
         (("--layout", "spiral"), 2, "tiled"),
         (("--budget", "soon"), 2, "90s"), (("--rotate", "much"), 2, "size"), (("--device", "sm_90"), 3, "GPU of this"),
+        (("--block", "long"), 2, "300ms"),
         (("--draw",), 3, "result file"),
     ],
 )  # fmt: skip
@@ -261,10 +263,11 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line_before_anything_is
 
 
 def test_medians_are_what_the_gpus_clock_says(run, gpu, tmp_path):
-    result = run("bench", *QUICK, "--output", tmp_path / "out")
+    result = run("bench", *QUICK, "--block", "300ms", "--output", tmp_path / "out")
     assert result.code == 0, result.err
     record = json.loads((tmp_path / "out.json").read_text())
     assert (record["gpu"], record["capability"], record["cuda_driver_api"]) == ("Fake 90", "sm_90", 13010)
+    assert record["block_us"] == 3e5
     times = {(row["kind"], row["kernel"]): row["median_us"] for row in record["cells"] if not row["absent"]}
     assert times["ours", "sm80.bespoke.small_m_oc_major"] == 7.0
     assert times["ours", "sm80.bespoke.stream_tiled"] == 2.0
@@ -299,8 +302,10 @@ def test_contenders_of_a_cell_take_turns_behind_a_replay_of_themselves(gpu, monk
     ] * 3
 
 
-@pytest.mark.parametrize(("m", "block_us"), [(63, 0.0), (64, 1e4)])
-def test_many_rows_are_timed_while_they_run_for_a_while(gpu, monkeypatch, m, block_us):
+@pytest.mark.parametrize(
+    ("m", "asked", "block_us"), [(63, (), 0.0), (64, (), 1e4), (64, (3e5,), 3e5), (64, (0.0,), 0.0)]
+)
+def test_many_rows_are_timed_while_they_run_for_a_while(gpu, monkeypatch, m, asked, block_us):
     blocks = []
 
     @contextmanager
@@ -311,7 +316,7 @@ def test_many_rows_are_timed_while_they_run_for_a_while(gpu, monkeypatch, m, blo
 
     monkeypatch.setattr(bench_run, "timer_on", noted)
     lineup = Lineup(bp.default_registry(), gpu.gpu, (bp.AwqWeightLayout.TILED,), 0)
-    found = Bench(lineup, 1)
+    found = Bench(lineup, 1, *asked)
     cell = Cell(ElementKind.F16, 128, 64, 256, m)
     assert found.measure(cell).times
     assert blocks == [block_us]
