@@ -45,7 +45,7 @@ class GraphTimer:
     Attributes:
         driver: of the CUDA backend.
         stream: handle of a stream of the current context.
-        block_us: how long a graph is replayed about each time that it is timed, behind half as long that is not, so
+        block_us: about how long a graph is replayed each time that it is timed, behind half as long that is not, so
             that a GPU at its power limit is under the load of these calls. A longer graph is replayed once.
     """
 

@@ -324,6 +324,13 @@ def test_many_rows_are_timed_while_they_run_for_a_while(gpu, monkeypatch, m, ask
     assert found.estimate_s(cell) >= least_s
 
 
+def test_on_the_host_many_rows_are_timed_as_few_are():
+    lineup = Lineup(bp.default_registry(), bp.default_registry().device("host"), (bp.AwqWeightLayout.TILED,), 0)
+    found = Bench(lineup, 8).measure(Cell(ElementKind.F16, 128, 64, 256, 64)).times
+    assert {one.kind for one, _ in found} > {READ}
+    assert {spread.samples for _, spread in found} == {8}
+
+
 def test_of_many_rows_slow_products_and_reads_take_turns_apart(gpu, monkeypatch):
     lineup = Lineup(bp.default_registry(), gpu.gpu, (bp.AwqWeightLayout.TILED,), 0)
     cell = Cell(ElementKind.F16, 128, 64, 256, 64)

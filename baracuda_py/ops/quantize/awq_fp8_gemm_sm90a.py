@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from baracuda_py.ops.quantize.awq_gemm_sm90a import SHARED_BYTES
 from baracuda_py.ops.quantize.awq_layout import AwqWeightLayout
-from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
+from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling, ceil_div
 from baracuda_py.ops.quantize.awq_wide_schedule import WideCut, finish_launches
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
@@ -59,10 +59,6 @@ def _constant(name: str) -> int:
     return module(_module(ElementKind.F16, 1), _ARCH.name.lower()).constant(name)  # all say the same
 
 
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def _cut(desc: Int4AwqFp8GemmDescriptor, device: Device) -> WideCut:
     return min(WideCut.all(desc, device, _TOKENS), key=lambda cut: _cut_us(desc, device, cut))
 
@@ -93,7 +89,7 @@ def _operands(desc: Int4AwqFp8GemmDescriptor, cut: WideCut) -> tuple[Parameter, 
 
 def _launches(desc: Int4AwqFp8GemmDescriptor, device: Device) -> tuple[Launch, ...]:
     tiling, cut = Tiling(desc.ic, desc.oc, desc.group_size), _cut(desc, device)
-    stage = TILE_COLUMNS * cut.tokens + _ceil_div(_TILES * 2 * tiling.block_nbytes, 1024) * 1024
+    stage = TILE_COLUMNS * cut.tokens + ceil_div(_TILES * 2 * tiling.block_nbytes, 1024) * 1024
     fixed = _constant("kFp8FixedBytes")
     stages = min(_constant("kFp8MaxStages"), (SHARED_BYTES - fixed) // stage)
     boxes = TensorMap(

@@ -14,6 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from baracuda_py.ops.quantize.awq_layout import reads_layout
+from baracuda_py.ops.quantize.awq_tiles import ceil_div
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import PtxModule, module
 from baracuda_py.vocab.code import WORKSPACE, Launch, Parameter, Pointer, PtxCode, Stride
@@ -47,10 +48,6 @@ def _module(part: str) -> PtxModule:
     return module(f"quantize.awq_gemm.{part}", _ARCH.name.lower())
 
 
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def operands(desc: Int4AwqGemmDescriptor) -> tuple[Parameter, ...]:
     """BARACUDA_AWQ_GEMM_PARAMETERS of awq_gemm.cuh."""
     return (
@@ -81,7 +78,7 @@ def tile_rows(m: int) -> int:
 
 def fill_splits(desc: Int4AwqGemmDescriptor, rows: int, m: int, device: Device) -> int:
     """Ranges of ic that give every SM a thread block, were there `m` rows; 1 when the tiles do that alone."""
-    tiles = _ceil_div(m, rows) * _ceil_div(desc.oc, _module(f"splitk_{desc.weight_layout.value}").constant("kTileN"))
+    tiles = ceil_div(m, rows) * ceil_div(desc.oc, _module(f"splitk_{desc.weight_layout.value}").constant("kTileN"))
     fitting = device.sm_count * _RESIDENT[rows] // max(tiles, 1)
     return max(1, min(fitting, desc.ic // _MIN_SPLIT_IC, _MAX_SPLITS))
 
@@ -101,7 +98,7 @@ def _tile_launches(desc: Int4AwqGemmDescriptor, splits: int) -> tuple[Launch, ..
     code = _module(f"splitk_{layout}")
     main = Launch(
         f"awq_gemm_splitk_sm80_{element}_{layout}_m{rows}",
-        (_ceil_div(desc.m, rows) * _ceil_div(desc.oc, code.constant("kTileN")), 1, splits),
+        (ceil_div(desc.m, rows) * ceil_div(desc.oc, code.constant("kTileN")), 1, splits),
         (code.constant(f"kTileM{rows}Threads"), 1, 1),
         (*operands(desc), Pointer(WORKSPACE)),
         code.constant(f"kTileM{rows}SharedBytes"),
@@ -114,7 +111,7 @@ def reduce_launch(desc: Int4AwqGemmDescriptor, splits: int) -> Launch:
     threads = _module("reduce").constant("kReduceThreads")
     return Launch(
         f"awq_gemm_reduce_sm80_{desc.element.name.lower()}",
-        (min(_ceil_div(desc.m * desc.oc // 2, threads), 1 << 20), 1, 1),
+        (min(ceil_div(desc.m * desc.oc // 2, threads), 1 << 20), 1, 1),
         (threads, 1, 1),
         (
             Pointer(WORKSPACE),
@@ -145,7 +142,7 @@ def _direct_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launc
 
 def _splitk_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
     """The contract's formula, rows rounded up to 128; 4 bytes a partial, for they are f32."""
-    return contract_splits(desc, device) * _ceil_div(desc.m, 128) * 128 * desc.oc * 4
+    return contract_splits(desc, device) * ceil_div(desc.m, 128) * 128 * desc.oc * 4
 
 
 def _free_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
@@ -159,14 +156,14 @@ def _free_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
 def _small_m_launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
     """One launch; its channels and warps a thread block depend on everything but m, so that m changes no bits."""
     element, code = desc.element.name.lower(), _module("small_m_oc_major")
-    blocks_k = _ceil_div(desc.ic, code.constant("kBlockK"))
+    blocks_k = ceil_div(desc.ic, code.constant("kBlockK"))
     if desc.group != desc.ic and desc.group % code.constant("kBlockK"):  # a block of k holds more than one group
         channels, suffix = 32, f"_g{desc.group}"
     else:
         enough = 0.75 * device.sm_count
-        channels, suffix = next((c for c in (64, 32) if _ceil_div(desc.oc, c) >= enough), 16), ""
+        channels, suffix = next((c for c in (64, 32) if ceil_div(desc.oc, c) >= enough), 16), ""
     entry = code.entry(f"awq_gemm_small_m_sm80_{element}_oc_major_c{channels}{suffix}")
-    blocks = _ceil_div(desc.oc, channels)
+    blocks = ceil_div(desc.oc, channels)
     assert entry.max_threads is not None
     warps = min(blocks_k, entry.max_threads // 32)
     if channels == 32 and blocks >= 2 * device.sm_count:
@@ -188,7 +185,7 @@ def streaming_us(desc: Int4AwqGemmDescriptor, device: Device, efficiency: float)
 def even_share(blocks: int, device: Device) -> float:
     """Of the SMs' time that is used, where those that have the most thread blocks end last."""
     sms = max(device.sm_count, 1)
-    return blocks / (_ceil_div(blocks, sms) * sms)
+    return blocks / (ceil_div(blocks, sms) * sms)
 
 
 def _small_m_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
@@ -200,10 +197,10 @@ def _small_m_cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
 
 def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> float:
     rows = tile_rows(desc.m)
-    blocks = _ceil_div(desc.m, rows) * _ceil_div(desc.oc, 128) * splits
-    waves = _ceil_div(blocks, device.sm_count * _RESIDENT[rows])
+    blocks = ceil_div(desc.m, rows) * ceil_div(desc.oc, 128) * splits
+    waves = ceil_div(blocks, device.sm_count * _RESIDENT[rows])
     busy = blocks / (waves * device.sm_count * _RESIDENT[rows])
-    flop = 2 * _ceil_div(desc.m, rows) * rows * desc.ic * desc.oc
+    flop = 2 * ceil_div(desc.m, rows) * rows * desc.ic * desc.oc
     arithmetic = flop / (device.flop_per_us * 0.25 * max(busy, 1e-3))
     partials = 2 * splits * desc.m * desc.oc * 4 / device.bytes_per_us + 2.5 if splits > 1 else 0.0
     return 4.0 + max(arithmetic, streaming_us(desc, device, 0.4 * min(1.0, busy * 2))) + partials

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from baracuda_py.ops.quantize.awq_gemm_sm80 import guarantee, operands, streaming_us
 from baracuda_py.ops.quantize.awq_layout import reads_layout
-from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS, Tiling
+from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS, Tiling, ceil_div
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
 from baracuda_py.vocab.code import Launch, PtxCode, Stride, TensorMap, WhenOverlapping
@@ -86,10 +86,6 @@ def _constant(name: str) -> int:
     return module(_module("tiled", ElementKind.F16, 1), _ARCH.name.lower()).constant(name)  # all say the same
 
 
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 @frozen
 class ChannelTile:
     """Output channels of a tile, and thread blocks of a cluster that share out its ic."""
@@ -104,11 +100,11 @@ class ChannelTile:
 
     def tiles_of_block(self, oc: int, sm_count: int) -> int:
         """Tiles that a thread block takes, so that an SM has one."""
-        return _ceil_div(_ceil_div(oc, self.channels), max(sm_count // self.parts, 1))
+        return ceil_div(ceil_div(oc, self.channels), max(sm_count // self.parts, 1))
 
     def blocks(self, oc: int, sm_count: int) -> int:
         """Thread blocks along oc, and along ic."""
-        return _ceil_div(_ceil_div(oc, self.channels), self.tiles_of_block(oc, sm_count)) * self.parts
+        return ceil_div(ceil_div(oc, self.channels), self.tiles_of_block(oc, sm_count)) * self.parts
 
 
 @frozen
@@ -135,9 +131,9 @@ class _Tile(ChannelTile):
         """What a warp takes at a time; scales and zero points that lie apart begin where boxes may."""
         if not apart:
             return self.warp_channels // 32 * tiling.block_nbytes
-        scales = _ceil_div(self.warp_channels * 2 * tiling.groups_of_block, _BOX_BYTES) * _BOX_BYTES
+        scales = ceil_div(self.warp_channels * 2 * tiling.groups_of_block, _BOX_BYTES) * _BOX_BYTES
         zeros = self.warp_channels // 2 * tiling.groups_of_block
-        return _ceil_div(self.warp_channels // 2 * TILE_COLUMNS + scales + zeros, 2 * _BOX_BYTES) * (2 * _BOX_BYTES)
+        return ceil_div(self.warp_channels // 2 * TILE_COLUMNS + scales + zeros, 2 * _BOX_BYTES) * (2 * _BOX_BYTES)
 
     def threads(self, tokens: int, tiles: int) -> int:
         """Of a thread block that takes so many tiles, with those that copy x and those that add sums."""
@@ -145,7 +141,7 @@ class _Tile(ChannelTile):
 
     def slot_nbytes(self, tokens: int) -> int:
         """A chunk of x: as many blocks as the tile has warps along ic."""
-        return _ceil_div(self.depth_warps * TILE_COLUMNS * 2 * tokens, 1024) * 1024
+        return ceil_div(self.depth_warps * TILE_COLUMNS * 2 * tokens, 1024) * 1024
 
     def shared_nbytes(self, unit: int, tokens: int, stages: int, slots: int) -> int:
         """BulkLayout of awq_gemm_bulk.cuh, of units of so many bytes."""
@@ -165,7 +161,7 @@ def token_boxes(desc: Int4AwqGemmDescriptor, tokens: int, blocks: int) -> Tensor
 
 def _tokens(m: int) -> int:
     """Rows of x that a thread block takes: as few passes as can be, of as many each."""
-    return _ceil_div(m, _ceil_div(m, _ENTRY_TOKENS[-1]))
+    return ceil_div(m, ceil_div(m, _ENTRY_TOKENS[-1]))
 
 
 def _entry_tokens(tokens: int) -> int:
@@ -186,7 +182,7 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
     blocks share out ic, if it is long and that takes most SMs. It does not depend on m, so that m changes no bits.
     """
     channels = _CHANNELS
-    if _halves_sectors(desc) and 2 * _ceil_div(desc.oc, 64) > device.sm_count:
+    if _halves_sectors(desc) and 2 * ceil_div(desc.oc, 64) > device.sm_count:
         channels = _CHANNELS_OF_HF_GEMM
     elif _halves_sectors(desc):
         halves = _Tile.of(64, 2)
@@ -230,7 +226,7 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     tiling, tile, layout = Tiling(desc.ic, desc.oc, desc.group_size), _tile(desc, device), desc.weight_layout.value
     tokens = _tokens(desc.m)
     tiles = tile.tiles_of_block(desc.oc, device.sm_count)
-    chunks = _ceil_div(_ceil_div(tiling.columns, tile.depth_warps), tile.parts)
+    chunks = ceil_div(ceil_div(tiling.columns, tile.depth_warps), tile.parts)
     unit = tile.unit_nbytes(tiling, apart=desc.scales_apart)
     in_flight = _in_flight(desc, device, tile, chunks * tile.warps * unit)
     stages = min(max(1, chunks * tiles), in_flight // (tile.warps * unit))
@@ -245,7 +241,7 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     return (
         Launch(
             f"awq_gemm_{family}_{tile.name}_t{_entry_tokens(tokens)}_g{groups}",
-            (tile.blocks(desc.oc, device.sm_count), _ceil_div(desc.m, tokens), 1),
+            (tile.blocks(desc.oc, device.sm_count), ceil_div(desc.m, tokens), 1),
             (tile.threads(tokens, tiles), 1, 1),
             (*operands(desc), tokens, stages, slots, tiles, WhenOverlapping(0, 1),
              token_boxes(desc, tokens, tile.depth_warps), *weights),
@@ -258,12 +254,12 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     tile, sms = _tile(desc, device), max(device.sm_count, 1)
-    busy = _ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS * tile.parts / (
+    busy = ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS * tile.parts / (
         tile.tiles_of_block(desc.oc, device.sm_count) * tile.channels * sms
     )  # fmt: skip
     # Reads of the weights again, from L2, and the arithmetic, which starts to count.
-    passes = _ceil_div(desc.m, _ENTRY_TOKENS[-1])
-    rounds = _ceil_div(tile.blocks(desc.oc, device.sm_count) * passes, sms)
+    passes = ceil_div(desc.m, _ENTRY_TOKENS[-1])
+    rounds = ceil_div(tile.blocks(desc.oc, device.sm_count) * passes, sms)
     oc_major = desc.weight_layout.value == "oc_major"
     again = (0.9 if desc.weight_layout.holds_scales else 0.85) * (rounds - 1) + 0.2 * (passes - rounds)
     # Launch and end, which takes longer where more SMs end together, or wait for each other; and the share of bandwidth

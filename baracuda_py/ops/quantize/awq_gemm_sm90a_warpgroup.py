@@ -20,7 +20,7 @@ from baracuda_py.ops.quantize.awq_gemm_sm90a import (
     token_boxes,
 )
 from baracuda_py.ops.quantize.awq_layout import reads_layout
-from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS, Tiling
+from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS, Tiling, ceil_div
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
 from baracuda_py.vocab.code import Launch, PtxCode, WhenOverlapping
@@ -59,10 +59,6 @@ def _constant(name: str) -> int:
     return module(_module(ElementKind.F16, 1), _ARCH.name.lower()).constant(name)  # all say the same
 
 
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def _entry_tokens(tokens: int) -> int:
     """Tokens that an entry has sums for."""
     return next(count for count in _ENTRY_TOKENS if tokens <= count)
@@ -87,21 +83,21 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> ChannelTile:
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
     tiling, tile = Tiling(desc.ic, desc.oc, desc.group_size), _tile(desc, device)
     groups, element = tiling.groups_of_block, desc.element.name.lower()
-    tokens = _ceil_div(desc.m, _ceil_div(desc.m, _ENTRY_TOKENS[-1]))  # as few passes as can be, of as many each
+    tokens = ceil_div(desc.m, ceil_div(desc.m, _ENTRY_TOKENS[-1]))  # as few passes as can be, of as many each
     entry_tokens = _entry_tokens(tokens)
-    even = _ceil_div(tokens, 8) * 8
+    even = ceil_div(tokens, 8) * 8
     tiles = tile.tiles_of_block(desc.oc, device.sm_count)
     blocks = 128 // tile.channels  # of 128 input channels, of an item
     unit = 4 * tiling.block_nbytes
     item = unit + blocks * TILE_COLUMNS * 2 * entry_tokens + 2 * BARRIER_BYTES
     fixed = tile.channels * tile.parts * entry_tokens * 4 + _DEPTHS * _constant("kWideStoreBytes")
-    items = _ceil_div(_ceil_div(tiling.columns, blocks), tile.parts)
-    wanted = _ceil_div(_IN_FLIGHT, _DEPTHS * unit)
-    stages = min(_ceil_div(items, _DEPTHS) * tiles, wanted, (SHARED_BYTES - fixed) // (_DEPTHS * item))
+    items = ceil_div(ceil_div(tiling.columns, blocks), tile.parts)
+    wanted = ceil_div(_IN_FLIGHT, _DEPTHS * unit)
+    stages = min(ceil_div(items, _DEPTHS) * tiles, wanted, (SHARED_BYTES - fixed) // (_DEPTHS * item))
     return (
         Launch(
             f"awq_gemm_warpgroup_sm90a_{element}_{tile.name}_t{entry_tokens}_g{groups}",
-            (tile.blocks(desc.oc, device.sm_count), _ceil_div(desc.m, even), 1),
+            (tile.blocks(desc.oc, device.sm_count), ceil_div(desc.m, even), 1),
             (_constant("kWarpgroupKernelThreads"), 1, 1),
             (*operands(desc), even, stages, tiles, WhenOverlapping(0, 1), token_boxes(desc, even, blocks)),
             max(ALONE_BYTES, _DEPTHS * stages * item + fixed),
@@ -119,9 +115,9 @@ _WIDER = 0.93
 
 def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     tile, sms = _tile(desc, device), max(device.sm_count, 1)
-    busy = _ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS / (_share(tile, desc.oc, sms) * sms)
-    passes = _ceil_div(desc.m, _ENTRY_TOKENS[-1])
-    longer = _LONGER[_entry_tokens(_ceil_div(desc.m, passes))]
+    busy = ceil_div(desc.oc, TILE_ROWS) * TILE_ROWS / (_share(tile, desc.oc, sms) * sms)
+    passes = ceil_div(desc.m, _ENTRY_TOKENS[-1])
+    longer = _LONGER[_entry_tokens(ceil_div(desc.m, passes))]
     fixed_us = 2.7 + (1.0 if tile.parts > 1 else 0.0)
     wider = _WIDER if tile.channels == 2 * TILE_ROWS else 1.0
     return fixed_us + streaming_us(desc, device, 0.84 * min(busy, 1.0)) * longer * wider * passes
@@ -131,7 +127,7 @@ _LIMITS = (
     multiple_of("ic", BOX_CHANNELS, why="x is copied in boxes of 64 input channels"),
     at_most("m", _ENTRY_TOKENS[-1] * GRID_Y, why="a grid has at most 65,535 blocks along y"),
     at_most("ic", _INT - (16 * TILE_COLUMNS - 1), why="the kernel counts some blocks beyond it in a 32-bit int"),
-    at_most("oc", _INT - 127, why="the kernel rounds it up to whole tiles in a 32-bit int"),
+    at_most("oc", _INT - (2 * TILE_ROWS - 1), why="the kernel rounds it up to whole tiles in a 32-bit int"),
 )
 
 

@@ -54,10 +54,6 @@ def _constant(name: str) -> int:
     return module(_module(ElementKind.F16, 1, few=True), _ARCH.name.lower()).constant(name)  # all say the same
 
 
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def _cut(desc: Int4AwqGemmDescriptor, device: Device) -> WideCut:
     return min(WideCut.all(desc, device, _TOKENS), key=lambda cut: _cut_us(device, cut))
 

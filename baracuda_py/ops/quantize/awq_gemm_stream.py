@@ -13,7 +13,7 @@ from attrs import frozen
 
 from baracuda_py.ops.quantize.awq_gemm_sm80 import IC_LIMIT, even_share, guarantee, operands, streaming_us
 from baracuda_py.ops.quantize.awq_layout import reads_layout
-from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
+from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling, ceil_div
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
 from baracuda_py.vocab.code import Launch, PtxCode
@@ -55,10 +55,6 @@ def _constant(name: str) -> int:
     return module(_module("tiled", ElementKind.F16, 1), _ARCH.name.lower()).constant(name)  # all say the same
 
 
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def shared_nbytes_of(device: Device) -> int:
     """Shared memory that a thread block may have."""
     return _SHARED_KIB.get(device.capability or (0, 0), _LEAST_SHARED_KIB) * 1024
@@ -88,7 +84,7 @@ def _two_an_sm(desc: Int4AwqGemmDescriptor, device: Device, channels: int) -> bo
     nbytes = _HALF_COLUMNS * _warp_nbytes(desc, channels, max(_TOKENS)) + _RESERVED_BYTES
     return (
         channels == 32
-        and _ceil_div(desc.oc, channels) > device.sm_count
+        and ceil_div(desc.oc, channels) > device.sm_count
         and 2 * nbytes <= shared_nbytes_of(device) + _RESERVED_BYTES
     )
 
@@ -98,26 +94,26 @@ def _tile(desc: Int4AwqGemmDescriptor, device: Device) -> _Tile:
 
     It does not depend on m, so that m changes no bits. Measured on an H100, for oc from 4096 to 28672.
     """
-    tiles = _ceil_div(desc.oc, 64) / max(device.sm_count, 1)
+    tiles = ceil_div(desc.oc, 64) / max(device.sm_count, 1)
     channels, rows, columns = (
         (32, 1, 8) if tiles <= 0.75 else (64, 1, 8) if tiles <= 1 else (64, 1, 4) if tiles <= 2 else (64, 2, 4)
     )
     if _two_an_sm(desc, device, channels):
         columns = _HALF_COLUMNS
     fitting = shared_nbytes_of(device) // _warp_nbytes(desc, channels, max(_TOKENS))
-    return _Tile(channels, rows, max(1, min(columns, fitting // rows, _ceil_div(desc.ic, TILE_COLUMNS))))
+    return _Tile(channels, rows, max(1, min(columns, fitting // rows, ceil_div(desc.ic, TILE_COLUMNS))))
 
 
 def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]:
     tile, layout = _tile(desc, device), desc.weight_layout.value
     tokens = next((count for count in _TOKENS if desc.m <= count), max(_TOKENS))
-    across = _ceil_div(desc.oc, tile.block_channels)
-    row = min(_ceil_div(desc.m, tokens), _GRID_X // across)  # blocks of tokens in a row of the grid
+    across = ceil_div(desc.oc, tile.block_channels)
+    row = min(ceil_div(desc.m, tokens), _GRID_X // across)  # blocks of tokens in a row of the grid
     groups = Tiling(desc.ic, desc.oc, desc.group_size).groups_of_block
     return (
         Launch(
             f"awq_gemm_stream_sm80_{desc.element.name.lower()}_{layout}_c{tile.channels}_t{tokens}_g{groups}",
-            (across * row, _ceil_div(_ceil_div(desc.m, tokens), row), 1),
+            (across * row, ceil_div(ceil_div(desc.m, tokens), row), 1),
             (32 * tile.rows * tile.columns, 1, 1),
             (*operands(desc), tile.rows),
             tile.rows * tile.columns * _warp_nbytes(desc, tile.channels, tokens),
@@ -136,8 +132,8 @@ def _cost(desc: Int4AwqGemmDescriptor, device: Device) -> float:
     share = (few if desc.m <= min(_TOKENS) else many) * (narrow if tile.channels == 32 else 1)
     if tile.columns > _HALF_COLUMNS:  # an SM has one thread block
         share *= 0.92
-    again = 0.8 * (_ceil_div(desc.m, max(_TOKENS)) - 1)  # reads of the weights from L2, and the arithmetic
-    even = even_share(_ceil_div(desc.oc, tile.block_channels), device)
+    again = 0.8 * (ceil_div(desc.m, max(_TOKENS)) - 1)  # reads of the weights from L2, and the arithmetic
+    even = even_share(ceil_div(desc.oc, tile.block_channels), device)
     if _two_an_sm(desc, device, tile.channels):  # the second of an SM takes bandwidth that the others leave
         even = min(1.0, 1.2 * even)
     return 3.0 + streaming_us(desc, device, share * even) * (1 + again)

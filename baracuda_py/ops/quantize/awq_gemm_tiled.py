@@ -21,7 +21,7 @@ from baracuda_py.ops.quantize.awq_gemm_sm80 import (
 )
 from baracuda_py.ops.quantize.awq_gemm_stream import shared_nbytes_of
 from baracuda_py.ops.quantize.awq_layout import reads_layout
-from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling
+from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, Tiling, ceil_div
 from baracuda_py.registry import Kernel
 from baracuda_py.sys import module
 from baracuda_py.vocab.code import WORKSPACE, Launch, Pointer, PtxCode
@@ -61,23 +61,19 @@ def _constant(name: str) -> int:
     return module(_module(ElementKind.F16, 1), _ARCH.name.lower()).constant(name)  # all say the same
 
 
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def _tile_tokens(m: int) -> int:
     """Tokens of the tile that serves m rows."""
     return 32 if m <= 32 else 64 if m <= 64 else 128
 
 
 def _tiles(desc: Int4AwqGemmDescriptor) -> int:
-    return _ceil_div(desc.m, _tile_tokens(desc.m)) * _ceil_div(desc.oc, _constant("kTiledTileChannels"))
+    return ceil_div(desc.m, _tile_tokens(desc.m)) * ceil_div(desc.oc, _constant("kTiledTileChannels"))
 
 
 def _splits(desc: Int4AwqGemmDescriptor, device: Device) -> int:
     """Ranges of ic that give every SM its thread blocks; 1 when the tiles do that alone."""
     fitting = _slots(desc, device) // max(_tiles(desc), 1)
-    return max(1, min(fitting, _ceil_div(desc.ic, TILE_COLUMNS) // _MIN_SPLIT_BLOCKS, _MAX_SPLITS))
+    return max(1, min(fitting, ceil_div(desc.ic, TILE_COLUMNS) // _MIN_SPLIT_BLOCKS, _MAX_SPLITS))
 
 
 def _slots(desc: Int4AwqGemmDescriptor, device: Device) -> int:
@@ -129,11 +125,11 @@ def _free_workspace(desc: Int4AwqGemmDescriptor, device: Device) -> int:
 def _tile_cost(desc: Int4AwqGemmDescriptor, device: Device, splits: int) -> float:
     tokens = _tile_tokens(desc.m)
     blocks, slots = _tiles(desc) * splits, _slots(desc, device)
-    busy = blocks / (_ceil_div(blocks, slots) * slots)
+    busy = blocks / (ceil_div(blocks, slots) * slots)
     if splits == 1:  # two thread blocks of an SM take twice as long as one
         busy = even_share(blocks, device) * max(device.sm_count, 1) / slots
     share = 0.47 if tokens == 128 else 0.6 if splits == 1 and tokens < 64 else 0.39  # of the peak, measured on an H100
-    flop = 2 * _ceil_div(desc.m, tokens) * tokens * desc.ic * desc.oc
+    flop = 2 * ceil_div(desc.m, tokens) * tokens * desc.ic * desc.oc
     arithmetic = flop / (device.flop_per_us * share * max(busy, 1e-3))
     partials = 2 * splits * desc.m * desc.oc * 4 / device.bytes_per_us + 2.5 if splits > 1 else 0.0
     return 4.0 + max(arithmetic, streaming_us(desc, device, 0.6 * min(1.0, busy * 2))) + partials

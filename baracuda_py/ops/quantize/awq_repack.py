@@ -22,7 +22,7 @@ from baracuda_py.ops.quantize.awq_packing import (
 )
 from baracuda_py.ops.quantize.awq_problem import AwqWeight
 from baracuda_py.ops.quantize.awq_reference import repack_reference
-from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS, Tiling, pack_tiles, unpack_tiles
+from baracuda_py.ops.quantize.awq_tiles import TILE_ROWS, Tiling, ceil_div, pack_tiles, unpack_tiles
 from baracuda_py.registry import Kernel, Op
 from baracuda_py.sys import module
 from baracuda_py.vocab.code import HostCode, Launch, Parameter, Pointer, PtxCode, Stride
@@ -219,10 +219,6 @@ _MODULE = "quantize.awq_repack"
 _TILED_MODULE = "quantize.awq_repack.tiled"
 
 
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def _parameters(names: Sequence[str], *sizes: int) -> tuple[Parameter, ...]:
     return (*(Pointer(name) for name in names), *sizes, *(Stride(name, 0) for name in names))
 
@@ -230,8 +226,8 @@ def _parameters(names: Sequence[str], *sizes: int) -> tuple[Parameter, ...]:
 def _launches(desc: Int4AwqRepackDescriptor, device: Device) -> tuple[Launch, ...]:
     code = module(_MODULE, "sm80")
     tile, threads = code.constant("kTile"), code.constant("kThreads")
-    tiles = _ceil_div(desc.ic, tile) * _ceil_div(desc.oc, tile)
-    zeros = desc.groups * _ceil_div(desc.oc // 8, threads)
+    tiles = ceil_div(desc.ic, tile) * ceil_div(desc.oc, tile)
+    zeros = desc.groups * ceil_div(desc.oc // 8, threads)
     names = ("weight_packed", "zeros", "weight_repacked", "zeros_repacked")
     parameters = _parameters(names, desc.ic, desc.oc)
     return (Launch(_entry(desc), (tiles + zeros, 1, 1), (threads, 1, 1), parameters),)
@@ -239,7 +235,7 @@ def _launches(desc: Int4AwqRepackDescriptor, device: Device) -> tuple[Launch, ..
 
 def _tiled_launches(desc: Int4AwqRepackDescriptor, device: Device) -> tuple[Launch, ...]:
     code = module(_TILED_MODULE, "sm80")
-    blocks = _ceil_div(desc.tiling.tiles * desc.tiling.columns * 2, code.constant("kWarps"))
+    blocks = ceil_div(desc.tiling.tiles * desc.tiling.columns * 2, code.constant("kWarps"))
     names = ("weight_packed", "zeros", "scales", "weight_repacked")
     if desc.source.holds_scales:
         names = ("weight_repacked", "zeros_repacked", "scales_repacked", "weight_packed")

@@ -26,7 +26,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-__all__ = ["TILED", "TILE_COLUMNS", "TILE_ROWS", "Tiling", "pack_tiles", "unpack_tiles"]
+__all__ = ["TILED", "TILE_COLUMNS", "TILE_ROWS", "Tiling", "ceil_div", "pack_tiles", "unpack_tiles"]
 
 TILED = "tiled"
 TILE_ROWS = 64  # output channels
@@ -34,6 +34,11 @@ TILE_COLUMNS = 128  # input channels of a block
 _HALF = 32  # output channels of a block
 _WEIGHTS, _SCALES, _ZEROS = 2048, 64, 16  # bytes: of a block, and of a group of it
 _FRAGMENTS = 2, 2, 8, 4, 4, 2, 2  # the nibbles of a block: m, c, r, t, j, e, d
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
 
 
 @frozen

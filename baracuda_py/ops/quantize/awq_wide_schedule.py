@@ -8,7 +8,7 @@ from attrs import frozen
 
 from baracuda_py.ops.quantize.awq_gemm_sm90a import SHARED_BYTES
 from baracuda_py.ops.quantize.awq_problem import AwqProduct
-from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS
+from baracuda_py.ops.quantize.awq_tiles import TILE_COLUMNS, TILE_ROWS, ceil_div
 from baracuda_py.sys import module
 from baracuda_py.vocab.code import Launch, Parameter
 from baracuda_py.vocab.device import Device
@@ -30,10 +30,6 @@ _EARLY_SHARE = 4
 
 def _constant(name: str) -> int:
     return module("quantize.awq_gemm.tiled_wide_few_f16_g1", "sm90a").constant(name)  # all say the same
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 @frozen
@@ -63,10 +59,10 @@ class WideCut:
     @classmethod
     def of(cls, desc: AwqProduct, device: Device, tokens: int, *, splitting: bool) -> WideCut:
         """With `splitting`, the tiles of the last round are split, if the GPU holds twice as many thread blocks."""
-        token_tiles = _ceil_div(desc.m, tokens)
-        even = _ceil_div(_ceil_div(desc.m, max(token_tiles, 1)), _ROWS) * _ROWS
-        depth = _ceil_div(desc.ic, TILE_COLUMNS)
-        tiles = token_tiles * _ceil_div(desc.oc, _constant("kWideChannels"))
+        token_tiles = ceil_div(desc.m, tokens)
+        even = ceil_div(ceil_div(desc.m, max(token_tiles, 1)), _ROWS) * _ROWS
+        depth = ceil_div(desc.ic, TILE_COLUMNS)
+        tiles = token_tiles * ceil_div(desc.oc, _constant("kWideChannels"))
         sms = max(device.sm_count, 1)
         left = tiles % sms
         splits = min(sms // left, depth // _MIN_SPLIT_BLOCKS, _MAX_SPLITS) if splitting and left else 1
@@ -98,8 +94,8 @@ class WideCut:
     def us(self, device: Device, peak: float) -> float:
         """Estimated time, in microseconds, of a GPU of `peak` flop a microsecond."""
         sms = max(device.sm_count, 1)
-        rounds = _ceil_div(self.whole, sms)
-        blocks = rounds * self.depth + (_ceil_div(self.depth, self.splits) if self.split else 0)  # one after the other
+        rounds = ceil_div(self.whole, sms)
+        blocks = rounds * self.depth + (ceil_div(self.depth, self.splits) if self.split else 0)  # one after the other
         block_us = 2 * _constant("kWideChannels") * self.tokens * TILE_COLUMNS * sms / peak
         finish_us = 2.0 + 2 * self.partial_nbytes / device.bytes_per_us if self.split else 0.0
         return 3.0 + rounds + blocks * block_us + finish_us
@@ -114,7 +110,7 @@ def finish_launches(
     tokens = _constant("kWideFinishTokens")
     blocks = cut.split * _constant("kWideChannels") // TILE_ROWS * cut.tokens // tokens
     threads, nbytes = _constant("kWideFinishThreads"), tokens * TILE_ROWS * _OUTPUT_BYTES
-    share = _ceil_div(blocks, max(device.sm_count, 1))
+    share = ceil_div(blocks, max(device.sm_count, 1))
     early = share <= _EARLY_SHARE
     if early:
         nbytes = max(nbytes, SHARED_BYTES // share - _RESERVED_BYTES)

@@ -242,7 +242,8 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
       bool ready = false;
 #pragma unroll
       for (int round = 0; round < kRounds; ++round) {
-        r_weights.multiply(round, sums, wgmma_step(rows_of_x, round * kRoundSteps / kBoxSteps * static_cast<int>(Shape::kBoxBytes / 32)));
+        const int box = round * kRoundSteps / kBoxSteps;
+        r_weights.multiply(round, sums, wgmma_step(rows_of_x, box * static_cast<int>(Shape::kBoxBytes / 32)));
         // An answer takes as long as weights do to be made.
         if (more && round == kRounds - 2) ready = mbarrier_ended_for_warp(full(), ring.parity);
         if (round + 1 < kRounds) {
