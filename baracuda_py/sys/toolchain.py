@@ -106,7 +106,7 @@ class Toolchain:
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         text = done.stdout + done.stderr
-        if done.returncode or "warning" in text:
+        if done.returncode or "warning" in text or "Potential Performance Loss" in text:  # wgmma run one by one
             raise CompileError(f"ptxas for {arch} says:\n{text.strip()}")
         return text
 

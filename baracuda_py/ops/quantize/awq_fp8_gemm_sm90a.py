@@ -65,7 +65,9 @@ def _cut(desc: Int4AwqFp8GemmDescriptor, device: Device) -> WideCut:
 
 def _box_tokens(cut: WideCut) -> int:
     """Tiles are not even (kEven in awq_fp8_gemm_tiled.cuh): boxes are smaller only where one tile has all tokens."""
-    return cut.even if cut.token_tiles == 1 else cut.tokens
+    if cut.token_tiles > 1:
+        return cut.tokens
+    return cut.even if cut.tokens <= _constant("kFp8FewTokens") else max(cut.even, cut.tokens // 2 + 8)
 
 
 def _operands(desc: Int4AwqFp8GemmDescriptor, cut: WideCut) -> tuple[Parameter, ...]:

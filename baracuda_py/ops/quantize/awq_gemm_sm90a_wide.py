@@ -62,8 +62,9 @@ def _launches(desc: Int4AwqGemmDescriptor, device: Device) -> tuple[Launch, ...]
     tiling, cut = Tiling(desc.ic, desc.oc, desc.group_size), _cut(desc, device)
     groups = tiling.groups_of_block
     few = cut.tokens <= _constant("kWideFewTokens")
-    stage = 2 * _BOX_ROW_BYTES * cut.tokens + _TILES * 2 * tiling.block_nbytes + 2 * BARRIER_BYTES
-    fixed = _TILES * _constant("kWideStoreBytes") // (2 if cut.tokens > _constant("kWideMostTokens") else 1)
+    stage = 2 * _BOX_ROW_BYTES * cut.tokens + _TILES * 2 * tiling.block_nbytes + 3 * BARRIER_BYTES
+    tight = groups == 4 and cut.tokens > _constant("kWideMostTokens")
+    fixed = _TILES * _constant("kWideStoreBytes") // (2 if tight else 1)
     stages = min(_MAX_STAGES, (SHARED_BYTES - fixed) // stage)
     boxes = TensorMap(
         "activation", desc.element, (BOX_CHANNELS, desc.m, desc.ic // BOX_CHANNELS),

@@ -18,6 +18,7 @@
 #include "baracuda/awq_gemm_tiled_block.cuh"
 #include "baracuda/awq_gemm_wide_parts.cuh"
 #include "baracuda/bulk_copy.cuh"
+#include "baracuda/elect.cuh"
 #include "baracuda/global_load.cuh"
 #include "baracuda/grid_dependency.cuh"
 #include "baracuda/mbarrier.cuh"
@@ -31,12 +32,13 @@ namespace baracuda {
 
 BARACUDA_CONSTANT(kFp8Threads, 384);  // two warpgroups that compute, and one that copies and gives up registers
 BARACUDA_CONSTANT(kFp8MaxStages, 8);
-BARACUDA_CONSTANT(kFp8FixedBytes, 9216);  // of shared memory ahead of the ring: of the stores, and barriers
+BARACUDA_CONSTANT(kFp8FewTokens, 64);  // of a tile: beyond, a box has some of both halves
+BARACUDA_CONSTANT(kFp8FixedBytes, 11264);  // of shared memory ahead of the ring: of the stores, x's factors and barriers
 
 constexpr int kFp8Steps = kBlockDepth / 32;  // k32 steps of a block
-constexpr int kFp8TurnBarrier = 3;           // partial barriers 1 and 2 are those of the stores
 constexpr float kFp8Unit = 512.0f;           // a weight is its code's value times this
-constexpr unsigned kFp8StageBarrierBytes = 2 * kBarrierBytes;  // that it is full, and behind it that it is empty
+// That a stage is full, behind it that it is empty, and where its tile begins: its first token, and its first tile of weights.
+constexpr unsigned kFp8StageBarrierBytes = 3 * kBarrierBytes;
 
 // Shapes of one entry point.
 template <int kTokenCount, int kGroupCount>
@@ -45,10 +47,11 @@ struct Fp8Shape {
   static constexpr int kGroups = kGroupCount;  // of a block
   static constexpr bool kEven = false;         // WideSchedule; with four groups ptxas would spill
   static constexpr int kSums = kTokens / 2;    // of a thread
-  // Tokens that are multiplied at a time: their sums over a group are held beside those of all tokens.
-  static constexpr int kPartTokens = kTokens < 128 ? kTokens : 128;
+  // Tokens that are multiplied at a time: what a group gives two parts is held beside the sums of all tokens.
+  static constexpr int kPartTokens = kTokens / 2;
   static constexpr int kParts = kTokens / kPartTokens;
   static constexpr int kPartSums = kPartTokens / 2;
+  static constexpr int kProducts = kGroups * kParts;  // of a block
   static constexpr int kGroupSteps = kFp8Steps / kGroups;
   static constexpr int kTiles = kWideChannels / kTileChannels;  // a warpgroup each
   static constexpr int kTileWarps = kWarpgroupThreads / kWarpLanes;
@@ -58,17 +61,18 @@ struct Fp8Shape {
   static constexpr unsigned kRowBytes = kBlockDepth;  // of x
   static constexpr unsigned kBoxBytes = kTokens * kRowBytes;
   static constexpr unsigned kStageBytes = kBoxBytes + (kWeightBytes + 1023) / 1024 * 1024;
-  static constexpr bool kTakesTurns = kGroups == 1;  // with more groups ptxas would spill
-  // Of a thread: what the threads that copy give up, those that compute may take. Turns want more.
-  static constexpr int kCopyingRegisters = kTakesTurns ? 24 : 40;
-  static constexpr int kComputingRegisters = kTakesTurns ? 240 : 232;
-  static constexpr int kStoreTokens = kWideStoreBytes / kStoreRowBytes;  // that a warpgroup stores at a time
+  // Of a thread: what the threads that copy give up, those that compute take.
+  static constexpr int kCopyingRegisters = 24;
+  static constexpr int kComputingRegisters = 240;
   static_assert(kFp8Threads == (kWarps + kTileWarps) * kWarpLanes, "a warpgroup copies");
   static_assert(kPartTokens * kRowBytes % 1024 == 0 && kFp8FixedBytes % 1024 == 0,
                 "operand B begins at multiples of 1024 bytes");
   static_assert(kTiles == 2 && kTileWarps * kCopyingRegisters + kWarps * kComputingRegisters <= 2048, "of 65536 registers");
-  static_assert(kTiles * kWideStoreBytes + kFp8MaxStages * kFp8StageBarrierBytes <= kFp8FixedBytes, "that is their size");
+  static constexpr unsigned kScaleBytes = 1024;  // of a warpgroup: a float a token
+  static_assert(kTokens * 4 <= kScaleBytes);
+  static_assert(kTiles * (kWideStoreBytes + kScaleBytes) + kFp8MaxStages * kFp8StageBarrierBytes <= kFp8FixedBytes, "that is their size");
   static_assert(kFp8Steps % kGroups == 0, "a group has whole steps");
+  static_assert(kProducts % 2 == 0, "a block's last product is not where the next one's first is");
 };
 
 // The codes of four weights q - z of an output channel, q in the low half of each byte.
@@ -91,77 +95,68 @@ struct TokenScales {
   const float* g_scales;
   int m;
 
-  // To sums of n8 tiles as wgmma leaves them.
+  // To sums of n8 tiles as wgmma leaves them, of a warpgroup with a barrier of its own, by way of `s_scales`: a float a token.
   template <int kSums>
-  __device__ __forceinline__ void operator()(float (&sums)[kSums], long long first_token) const {
-    const int own = static_cast<int>(threadIdx.x) % 4 * 2;
+  __device__ __forceinline__ void operator()(float (&sums)[kSums], long long first_token, unsigned char* s_scales, int thread,
+                                             int barrier) const {
+    float* s_own = reinterpret_cast<float*>(s_scales);
+#pragma unroll
+    for (int first = 0; first < 2 * kSums; first += kWarpgroupThreads) {
+      const long long token = first_token + first + thread;
+      if (2 * kSums >= kWarpgroupThreads || thread < 2 * kSums) {
+        s_own[first + thread] = token < m ? load_coherent(g_scales + token) : 0.0f;
+      }
+    }
+    partial_barrier<kWarpgroupThreads>(barrier);
+    const float2* s_pairs = reinterpret_cast<const float2*>(s_scales) + thread % 4;
 #pragma unroll
     for (int i = 0; i < kSums / 4; ++i) {
-#pragma unroll
-      for (int column = 0; column < 2; ++column) {
-        const long long token = first_token + 8 * i + own + column;
-        const float scale = token < m ? load_coherent(g_scales + token) : 0.0f;
-        // The small factor first: a product that f32 can hold does not overflow on the way.
-        sums[4 * i + column] = sums[4 * i + column] * scale * kFp8Unit;
-        sums[4 * i + 2 + column] = sums[4 * i + 2 + column] * scale * kFp8Unit;
-      }
+      const float2 scales = s_pairs[4 * i];
+      // The small factor first: a product that f32 can hold does not overflow on the way.
+      sums[4 * i] = sums[4 * i] * scales.x * kFp8Unit;
+      sums[4 * i + 1] = sums[4 * i + 1] * scales.y * kFp8Unit;
+      sums[4 * i + 2] = sums[4 * i + 2] * scales.x * kFp8Unit;
+      sums[4 * i + 3] = sums[4 * i + 3] * scales.y * kFp8Unit;
     }
   }
 };
 
-// A warp's weights of a group in a block as operand A, and what the next ones are made of.
+// A warp's weights of a block as operand A, and what half of them is made of.
 template <typename Shape>
 struct Fp8Weights {
-  unsigned r_fragments[Shape::kGroupSteps][4];
-  unsigned r_bytes[4];  // of half a block: a k16 step each, of rows r in the low halves of bytes, of rows r + 8 in the high
+  static constexpr int kHalfSteps = kFp8Steps / kBlockHalves;
 
-  // Groups in their order. A word of TILED weights has pairs of input channels, operand A four in a row: those of two
-  // lanes' words, of which each has the eight of a k16 step.
-  __device__ __forceinline__ void make(const unsigned char* s_block, int group, int lane, int tile) {
+  unsigned r_bytes[kHalfSteps][2];  // of k16 steps: of rows r in the low halves of bytes, of rows r + 8 in the high
+  unsigned r_zeros[kHalfSteps];     // of those rows
+  unsigned r_fragments[kFp8Steps][4];
+
+  // A word of TILED weights has pairs of input channels, operand A four in a row: those of two lanes' words, of which each
+  // has the eight of a k16 step.
+  __device__ __forceinline__ void load(const unsigned char* s_block, int half, int lane, int tile) {
     const SharedBlocks<Shape> first{s_block, lane / 4 * 4 + lane % 2 * 2}, second{s_block, first.lane + 1};
-    const unsigned zeros = first.zeros(group, tile);
-    const Fp8Zero upper(nibble(zeros, 0)), lower(nibble(zeros, 1));
+    const uint4 of_first = first.words(tile, half), of_second = second.words(tile, half);
+    const unsigned selector = 0x6420u + 0x1111u * (lane % 4 / 2);
+    r_bytes[0][0] = __byte_perm(of_first.x, of_second.x, selector);
+    r_bytes[0][1] = __byte_perm(of_first.y, of_second.y, selector);
+    r_bytes[1][0] = __byte_perm(of_first.z, of_second.z, selector);
+    r_bytes[1][1] = __byte_perm(of_first.w, of_second.w, selector);
+    if (half > 0 && Shape::kGroups == 1) return;  // with the first half's
 #pragma unroll
-    for (int i = 0; i < Shape::kGroupSteps; ++i) {
-      const int step = group * Shape::kGroupSteps + i;
-      if (step % 2 == 0) {
-        const uint4 of_first = first.words(tile, step / 2), of_second = second.words(tile, step / 2);
-        const unsigned selector = 0x6420u + 0x1111u * (lane % 4 / 2);
-        r_bytes[0] = __byte_perm(of_first.x, of_second.x, selector);
-        r_bytes[1] = __byte_perm(of_first.y, of_second.y, selector);
-        r_bytes[2] = __byte_perm(of_first.z, of_second.z, selector);
-        r_bytes[3] = __byte_perm(of_first.w, of_second.w, selector);
-      }
+    for (int i = 0; i < kHalfSteps; ++i) {
+      r_zeros[i] = first.zeros((half * kHalfSteps + i) / Shape::kGroupSteps, tile);  // lane / 4 is what counts
+    }
+  }
+
+  __device__ __forceinline__ void make(int half) {
+#pragma unroll
+    for (int i = 0; i < kHalfSteps; ++i) {
+      const Fp8Zero upper(nibble(r_zeros[i], 0)), lower(nibble(r_zeros[i], 1));
+      unsigned(&a)[4] = r_fragments[half * kHalfSteps + i];
 #pragma unroll
       for (int k16 = 0; k16 < 2; ++k16) {
-        const unsigned bytes = r_bytes[step % 2 * 2 + k16];
-        r_fragments[i][2 * k16] = upper.codes(bytes);
-        r_fragments[i][2 * k16 + 1] = lower.codes(bytes >> kNibbleBits);
+        a[2 * k16] = upper.codes(r_bytes[i][k16]);
+        a[2 * k16 + 1] = lower.codes(r_bytes[i][k16] >> kNibbleBits);
       }
-    }
-  }
-};
-
-// The two warpgroups take turns with the tensor cores, a part each: they wait for the same boxes, and would else both
-// multiply at one time, and both add up at another.
-template <typename Shape>
-struct Fp8Turns {
-  int tile;  // of this warpgroup
-
-  __device__ __forceinline__ void begin() const {
-    if constexpr (!Shape::kTakesTurns) return;
-    if (tile == 0) {  // constant numbers take no registers
-      partial_barrier<2 * kWarpgroupThreads, kFp8TurnBarrier>();
-    } else {
-      partial_barrier<2 * kWarpgroupThreads, kFp8TurnBarrier + 1>();
-    }
-  }
-  __device__ __forceinline__ void pass() const {
-    if constexpr (!Shape::kTakesTurns) return;
-    if (tile == 0) {
-      partial_barrier_arrive<2 * kWarpgroupThreads, kFp8TurnBarrier + 1>();
-    } else {
-      partial_barrier_arrive<2 * kWarpgroupThreads, kFp8TurnBarrier>();
     }
   }
 };
@@ -172,20 +167,28 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
                                                    float4* __restrict__ g_parts, const TensorMap* x_map,
                                                    const WideSchedule& schedule, int stages) {
   unsigned char* s_memory = dynamic_shared_for_boxes();
-  const unsigned s_base = shared_address(s_memory);
-  // What a warpgroup stores by way of, barriers, and stages: a box, behind it weights.
-  const unsigned s_barriers = s_base + Shape::kTiles * kWideStoreBytes;
+  const unsigned s_base = warp_uniform(shared_address(s_memory));
+  // What a warpgroup stores by way of, factors of x, barriers, and stages: a box, behind it weights.
+  const unsigned s_barriers = s_base + Shape::kTiles * (kWideStoreBytes + Shape::kScaleBytes);
   const unsigned s_stages = s_base + kFp8FixedBytes;
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
+  const int warp = static_cast<int>(warp_uniform(threadIdx.x / kWarpLanes));
   WideWorks works(schedule);
   WideWork work;
-  RingPlace stage;
+  RingPlace ring;
+  // Uniform, as in awq_gemm_tiled_wide.cuh.
+  const auto next = [&] {
+    if (!works.next(work)) return false;
+    const auto uniform = [](int value) { return static_cast<int>(warp_uniform(static_cast<unsigned>(value))); };
+    work = {uniform(work.tile), uniform(work.first), uniform(work.end), work.part};
+    return true;
+  };
+  const auto full = [&] { return s_barriers + static_cast<unsigned>(ring.place) * kFp8StageBarrierBytes; };
+  const auto tile_of_place = [&] { return reinterpret_cast<int2*>(s_memory + (full() + 2 * kBarrierBytes - s_base)); };
 
   const bool computes = warp < Shape::kWarps;
-  const bool copies = warp == Shape::kWarps && lane == 0;
   if (!computes) {
-    if (copies) {
+    if (warp == Shape::kWarps && elect_one()) {
 #pragma unroll 1
       for (int place = 0; place < stages; ++place) {
         mbarrier_init(s_barriers + place * kFp8StageBarrierBytes, 1);
@@ -199,32 +202,42 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
   __syncthreads();  // the barriers can be used
   if (!computes) {
     lower_register_count<Shape::kCopyingRegisters>();
-    if (!copies) return;
+    if (warp > Shape::kWarps) return;
+    const unsigned char* g_weights = reinterpret_cast<const unsigned char*>(operands.weights);
     const int last_tile = static_cast<int>((static_cast<long long>(operands.oc) + kTileChannels - 1) / kTileChannels - 1);
+    const unsigned nbytes = schedule.tokens * Shape::kRowBytes + Shape::kWeightBytes;
     grid_dependency_wait();  // x and the factors of its rows may be what the launch before writes
     int fresh = stages;      // places that have not been filled
-    while (works.next(work)) {
-      const WidePlace place = schedule.template place<Shape>(work.tile);
-      const int token = static_cast<int>(place.token);
-      const int first_tile = static_cast<int>(place.channel) / kTileChannels;
-      const long long row = static_cast<long long>(schedule.blocks) * Shape::kTileBytes;
-      const unsigned char* g_block = reinterpret_cast<const unsigned char*>(operands.weights) + first_tile * row +
-                                     work.first * static_cast<long long>(Shape::kTileBytes);
-      const long long second = first_tile < last_tile ? row : 0;  // beyond oc: any, nothing is stored
 #pragma unroll 1
-      for (int block = work.first; block < work.end; ++block, g_block += Shape::kTileBytes) {
-        const unsigned s_barrier = s_barriers + stage.place * kFp8StageBarrierBytes;
-        const unsigned s_stage = s_stages + stage.place * Shape::kStageBytes;
+    while (next()) {
+      const WidePlace place = schedule.template place<Shape>(work.tile);
+      const int token = static_cast<int>(warp_uniform(static_cast<unsigned>(place.token)));
+      const int first_tile = static_cast<int>(warp_uniform(static_cast<unsigned>(place.channel / kTileChannels)));
+#pragma unroll 1
+      for (int block = work.first; block < work.end; ++block) {
         if (fresh > 0) {
           --fresh;
         } else {
-          mbarrier_wait(s_barrier + kBarrierBytes, stage.parity ^ 1);
+          mbarrier_wait_for_warp(full() + kBarrierBytes, ring.parity ^ 1);
         }
-        mbarrier_arrive_expecting(s_barrier, schedule.tokens * Shape::kRowBytes + Shape::kWeightBytes);
-        bulk_copy(s_stage + Shape::kBoxBytes, g_block, Shape::kTileBytes, s_barrier);
-        bulk_copy(s_stage + Shape::kBoxBytes + Shape::kTileBytes, g_block + second, Shape::kTileBytes, s_barrier);
-        box_copy(s_stage, x_map, block * kBlockDepth, token, 0, s_barrier);
-        stage.advance(stages);
+        if (elect_one()) {
+          *tile_of_place() = make_int2(token, first_tile);  // the warp that copies has the time to divide
+        }
+        __syncwarp();  // ahead of the arrival, which shows it
+        if (elect_one()) {
+          const unsigned s_barrier = full();
+          const unsigned s_stage = s_stages + static_cast<unsigned>(ring.place) * Shape::kStageBytes;
+          mbarrier_arrive_expecting(s_barrier, nbytes);
+#pragma unroll
+          for (int tile = 0; tile < Shape::kTiles; ++tile) {
+            const int wanted = first_tile + tile;
+            const long long from = wanted < last_tile ? wanted : last_tile;  // beyond oc: any, nothing is stored
+            bulk_copy(s_stage + Shape::kBoxBytes + tile * Shape::kTileBytes,
+                      g_weights + (from * schedule.blocks + block) * Shape::kTileBytes, Shape::kTileBytes, s_barrier);
+          }
+          box_copy(s_stage, x_map, block * kBlockDepth, token, 0, s_barrier);
+        }
+        ring.advance(stages);
       }
     }
     return;
@@ -235,71 +248,81 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
   const int strip = warp % Shape::kTileWarps;  // of 16 channels
   const unsigned char* s_blocks = s_memory + kFp8FixedBytes + Shape::kBoxBytes + tile * Shape::kTileBytes +
                                   strip / 2 * block_bytes(Shape::kGroups);
-  float group_sums[Shape::kPartSums];
-#pragma unroll
-  for (int i = 0; i < Shape::kPartSums; ++i) group_sums[i] = 0.0f;
-  const Fp8Turns<Shape> turns{tile};
-  if (tile == 1) {
-    turns.pass();  // the first is the other's
-  }
+  Fp8Weights<Shape> r_weights;
+  const auto load = [&](const unsigned char* s_block, int half) { r_weights.load(s_block, half, lane, strip % 2); };
+  const auto block_of_place = [&] { return s_blocks + static_cast<unsigned>(ring.place) * Shape::kStageBytes; };
 #pragma unroll 1
-  while (works.next(work)) {
+  while (next()) {
     float sums[Shape::kSums];
+    float group_sums[Shape::kPartSums];
 #pragma unroll
     for (int i = 0; i < Shape::kSums; ++i) sums[i] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < Shape::kPartSums; ++i) group_sums[i] = 0.0f;
+    mbarrier_wait_for_warp(full(), ring.parity);
+    const int2 begin = *tile_of_place();
+    load(block_of_place(), 0);
 #pragma unroll 1
     for (int block = work.first; block < work.end; ++block) {
-      const unsigned s_barrier = s_barriers + stage.place * kFp8StageBarrierBytes;
-      const unsigned char* s_block = s_blocks + stage.place * Shape::kStageBytes;
-      const unsigned long long box = wgmma_rows(warp_uniform(s_stages + stage.place * Shape::kStageBytes));
-      mbarrier_wait(s_barrier, stage.parity);
-      Fp8Weights<Shape> r_weights;
+      const bool more = block + 1 < work.end;
+      const unsigned char* s_block = block_of_place();
+      const unsigned s_empty = full() + kBarrierBytes;
+      const unsigned long long box = wgmma_rows(s_stages + static_cast<unsigned>(ring.place) * Shape::kStageBytes);
+      ring.advance(stages);
+      r_weights.make(0);
+      load(s_block, 1);
+      r_weights.make(1);
+      bool ready = false;
+      float2 factor;
 #pragma unroll
-      for (int group = 0; group < Shape::kGroups; ++group) {
-        r_weights.make(s_block, group, lane, strip % 2);
-        const unsigned scales = SharedBlocks<Shape>{s_block, lane}.scales(group, strip % 2);
+      for (int product = 0; product < Shape::kProducts; ++product) {
+        const int group = product / Shape::kParts, first_token = product % Shape::kParts * Shape::kPartTokens;
+        // Of the smallest boxes, a part may have nothing: then any tokens, for nothing is stored.
+        const bool copied = Shape::kTokens > kFp8FewTokens || first_token < schedule.tokens;
+        const unsigned long long rows = wgmma_step(box, copied ? first_token * static_cast<int>(Shape::kRowBytes / 32) : 0);
+        wgmma_fence();
 #pragma unroll
-        for (int part = 0; part < Shape::kParts; ++part) {
-          const unsigned long long rows = wgmma_step(box, part * Shape::kPartTokens * Shape::kRowBytes / 32);
-          wgmma_fence();  // ahead of the turn: behind it, weights would be made in it
-          turns.begin();
-#pragma unroll
-          for (int i = 0; i < Shape::kGroupSteps; ++i) {
-            const int step = group * Shape::kGroupSteps + i;
-            wgmma_m64k32_e4m3(group_sums, r_weights.r_fragments[i], wgmma_step(rows, step), i > 0);
+        for (int i = 0; i < Shape::kGroupSteps; ++i) {
+          const int step = group * Shape::kGroupSteps + i;
+          wgmma_m64k32_e4m3(group_sums, r_weights.r_fragments[step], wgmma_step(rows, step), i > 0);
+        }
+        wgmma_commit();
+        // While the tensor cores work: an answer takes as long as a product does, and so do weights to be read.
+        if (product == Shape::kProducts - 2) ready = mbarrier_ended_for_warp(full(), ring.parity);
+        if (product == Shape::kProducts - 1) {
+          if (__builtin_expect(more && !ready, 0)) {
+            mbarrier_wait_for_warp(full(), ring.parity);
           }
-          wgmma_commit();
-          turns.pass();
-          const float2 factor = scale_pair_to_f32(scales, operands.scales_bf16);
-          wgmma_wait<0>();
-          wgmma_settle(group_sums);
+          load(more ? block_of_place() : s_block, 0);  // of the next block, if there is one
+        }
+        if (product % Shape::kParts == 0) {
+          factor = scale_pair_to_f32(SharedBlocks<Shape>{s_block, lane}.scales(group, strip % 2), operands.scales_bf16);
+        }
+        wgmma_wait<0>();
+        wgmma_settle(group_sums);
 #pragma unroll
-          for (int i = 0; i < Shape::kPartSums; ++i) {
-            float& sum = sums[part * Shape::kPartSums + i];
-            sum = fmaf(group_sums[i], i % 4 < 2 ? factor.x : factor.y, sum);
-          }
+        for (int i = 0; i < Shape::kPartSums; ++i) {
+          float& sum = sums[product % Shape::kParts * Shape::kPartSums + i];
+          sum = fmaf(group_sums[i], i % 4 < 2 ? factor.x : factor.y, sum);
         }
       }
-      __syncwarp();  // all lanes have read the block
+      __syncwarp();  // all lanes are done with the place
       if (lane == 0) {
-        mbarrier_arrive(s_barrier + kBarrierBytes);
+        mbarrier_arrive(s_empty);
       }
-      stage.advance(stages);
     }
 
-    const WidePlace place = schedule.template place<Shape>(work.tile);
-    const int thread = (Shape::kTakesTurns ? thread_read_here() : static_cast<int>(threadIdx.x)) % kWarpgroupThreads;
+    const WidePlace place = {static_cast<long long>(begin.y) * kTileChannels, begin.x};
+    const int thread = thread_read_here() % kWarpgroupThreads;
     if (work.part == kFinished) {
-      scale(sums, place.token);
-      store_warpgroup_sums<Shape::kTokens, Shape::kStoreTokens>(operands, sums, s_memory + tile * kWideStoreBytes,
-                                                               place.token, schedule.template end<Shape>(place),
-                                                               place.channel + tile * kTileChannels, thread, 1 + tile);
+      scale(sums, place.token, s_memory + Shape::kTiles * kWideStoreBytes + tile * Shape::kScaleBytes, thread, 1 + tile);
+      store_warpgroup_sums<Shape::kTokens>(operands, sums, s_memory + tile * kWideStoreBytes, place.token,
+                                           schedule.template end<Shape>(place), place.channel + tile * kTileChannels, thread,
+                                           1 + tile);
     } else {
       store_part<Shape>(sums, g_parts, work.part, tile, thread);
     }
-  }
-  if (tile == 0) {
-    turns.begin();  // takes back what the other has passed last
+    __syncwarp();  // or the compiler takes the lanes to be apart in what follows
   }
 }
 

@@ -27,7 +27,7 @@
 namespace baracuda {
 
 BARACUDA_CONSTANT(kWideFewTokens, 160);  // up to here a warp copies, beyond a warpgroup
-BARACUDA_CONSTANT(kWideMostTokens, 224);  // up to here a warpgroup stores kWideStoreBytes at a time, beyond half of them
+BARACUDA_CONSTANT(kWideMostTokens, 224);  // beyond, and with four groups a block, a warpgroup stores one chunk at a time, not two
 BARACUDA_CONSTANT(kWideThreads, 288);
 BARACUDA_CONSTANT(kWideManyThreads, 384);
 
@@ -55,9 +55,8 @@ struct WideShape {
   static constexpr unsigned kTileBytes = kBlockHalves * block_bytes(kGroups);  // of a tile, in one column of blocks
   static constexpr unsigned kWeightBytes = kTiles * kTileBytes;
   static constexpr unsigned kBoxBytes = kTokens * kXRowBytes;
-  // That a warpgroup stores at a time: with half as many, three blocks of the largest shape fit.
-  static constexpr int kStoreTokens = kWideStoreBytes / kStoreRowBytes / (kTokens > kWideMostTokens ? 2 : 1);
-  static constexpr unsigned kStoreBytes = kStoreTokens * kStoreRowBytes;
+  static constexpr int kRoom = kTokens > kWideMostTokens && kGroups == 4 ? 1 : 2;  // for chunks: so that three blocks fit
+  static constexpr unsigned kStoreBytes = kWideStoreBytes / 2 * kRoom;
   static_assert(kThreads == (kWarps + (kMovesRegisters ? kTileWarps : 1)) * kWarpLanes, "one warp copies, or one warpgroup");
   static_assert(kBoxBytes % 1024 == 0, "operand B begins at multiples of 1024 bytes");
 };
@@ -143,6 +142,8 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
   const unsigned rows = weights + stages * Shape::kWeightBytes;
   const unsigned s_full = s_base + rows + Shape::kTiles * Shape::kStoreBytes;  // barriers
   const unsigned s_empty = s_full + stages * kBarrierBytes;
+  // Of a block, where its tile begins: the warp that copies has the time to divide.
+  int2* s_tiles = reinterpret_cast<int2*>(s_memory + (s_empty + stages * kBarrierBytes - s_base));
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(warp_uniform(threadIdx.x / kWarpLanes));
   WideWorks works(schedule);
@@ -193,6 +194,10 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
           mbarrier_wait_for_warp(s_empty + at(kBarrierBytes), ring.parity ^ 1);
         }
         if (elect_one()) {
+          s_tiles[ring.place] = make_int2(token, first_tile);
+        }
+        __syncwarp();  // ahead of the arrival, which shows it
+        if (elect_one()) {
           const unsigned s_barrier = s_full + at(kBarrierBytes);
           mbarrier_arrive_expecting(s_barrier, nbytes);
 #pragma unroll
@@ -218,6 +223,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
   const unsigned char* s_blocks = s_memory + weights + tile * Shape::kTileBytes + strip / 2 * block_bytes(Shape::kGroups);
   bool releases = false;  // whether instructions ahead of these may still read a place
   unsigned s_read = s_empty;  // its barrier
+  int last = 0;               // which it is
   const auto release = [&] {
     __syncwarp();  // all lanes are done with it
     if (lane == 0 && releases) {
@@ -238,6 +244,7 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
     const auto multiply = [&](bool more) {
       const unsigned s_next = s_empty + at(kBarrierBytes);
       const unsigned long long rows_of_x = wgmma_rows(s_base + at(2 * Shape::kBoxBytes));
+      last = ring.place;
       ring.advance(stages);
       bool ready = false;
 #pragma unroll
@@ -269,18 +276,20 @@ __device__ __forceinline__ void awq_gemm_tiled_wide(const AwqGemmOperands<Elemen
 #pragma unroll 1
     for (int block = work.first; block < work.end - 1; ++block) multiply(true);
     multiply(false);
+    const int2 begin = s_tiles[last];
     wgmma_wait<0>();
     release();
     wgmma_settle(sums);
     const int thread = thread_read_here() % kWarpgroupThreads;  // of the warpgroup
-    const WidePlace place = schedule.template place<Shape>(work.tile);
+    const WidePlace place = {static_cast<long long>(begin.y) * kTileChannels, begin.x};
     if (work.part == kFinished) {
-      store_warpgroup_sums<Shape::kTokens, Shape::kStoreTokens>(
+      store_warpgroup_sums<Shape::kTokens, Shape::kRoom>(
           operands, sums, s_memory + rows + tile * Shape::kStoreBytes, place.token, schedule.template end<Shape>(place),
           place.channel + tile * kTileChannels, thread, 1 + tile);
     } else {
       store_part<Shape>(sums, g_parts, work.part, tile, thread);
     }
+    __syncwarp();  // or the compiler takes the lanes to be apart in what follows, and nothing to be uniform
   }
 }
 

@@ -7,7 +7,8 @@
 // each other before the next channels. x_map is x as (ic / 64, m, 64) with boxes of (1, tokens, 64), swizzled over 128 bytes.
 //
 // Beyond kWideFewTokens tokens kWideManyThreads threads, else kWideThreads. Dynamic shared memory: `stages` times 256 * t +
-// 4 * (2048 + 80 g) + 16 bytes, and 2 * kWideStoreBytes, or half of that beyond kWideMostTokens tokens. Two stages or more.
+// 4 * (2048 + 80 g) + 24 bytes, and 2 * kWideStoreBytes, or half of that with g = 4 beyond kWideMostTokens
+// tokens. Two stages or more.
 //
 // Partial sums of split tiles go to parts, (split, splits, kWideChannels, t) of f32 in an order of their own. The entry
 // `_finish`, grid (split * t / 8, 1, 1), kWideFinishThreads threads, 128 * kWideFinishTokens bytes of dynamic shared memory,

@@ -66,7 +66,6 @@ struct WarpgroupShape {
   static constexpr int kBatches = kPieces * kPieceBatches;
   static constexpr unsigned kTileBytes = kBlockHalves * block_bytes(kGroups);  // of a strip, in one column of blocks
   static constexpr unsigned kWeightBytes = kUnits * kTileBytes;  // of an item
-  static constexpr int kStoreTokens = kTokens < kWideStoreBytes / kStoreRowBytes ? kTokens : kWideStoreBytes / kStoreRowBytes;
   static constexpr unsigned kSumBytes = kSums * kWarpgroupThreads * 4;  // of a strip
   static constexpr unsigned kExchanged = (kStrips + kParts - 1) * kSumBytes;
   static_assert(kBatches % 2 == 0, "batches take turns with two sets of fragments");
@@ -398,7 +397,7 @@ __device__ __forceinline__ void awq_gemm_warpgroup(const AwqGemmOperands<Element
       }
     }
     const int left = operands.m - first_token;
-    store_warpgroup_sums<Shape::kTokens, Shape::kStoreTokens>(
+    store_warpgroup_sums<Shape::kTokens>(
         operands, own, s_memory + rows + depth * kWideStoreBytes, first_token, first_token + (left < tokens ? left : tokens),
         static_cast<long long>(tile) * Shape::kChannels + strip * kWarpgroupChannels, thread, 1 + depth);
   }

@@ -29,11 +29,11 @@ __device__ __forceinline__ void store_part(const float (&sums)[Shape::kSums], fl
 // Sums as they are.
 struct Unscaled {
   template <int kSums>
-  __device__ __forceinline__ void operator()(float (&)[kSums], long long) const {}
+  __device__ __forceinline__ void operator()(float (&)[kSums], long long, unsigned char*, int, int) const {}
 };
 
 // The second launch: the partial sums of 16 tokens and 64 channels of a tile that is split, in their order. `scale` is given
-// the sums and the first token's number before they are finished.
+// the sums before they are finished, the first token's number, and shared memory.
 template <typename Shape, typename Element, typename Scale>
 __device__ __forceinline__ void awq_gemm_wide_finish(const AwqGemmOperands<Element>& operands,
                                                      const float4* __restrict__ g_parts, const WideSchedule& schedule,
@@ -63,9 +63,9 @@ __device__ __forceinline__ void awq_gemm_wide_finish(const AwqGemmOperands<Eleme
       sums[4 * i + 3] += part.w;
     }
   }
-  scale(sums, token);
-  store_warpgroup_sums<kWideFinishTokens, kWideFinishTokens>(operands, sums, s_rows, token, end,
-                                                             place.channel + tile * kTileChannels, thread, 1);
+  scale(sums, token, s_rows, thread, 1);
+  store_warpgroup_sums<kWideFinishTokens>(operands, sums, s_rows, token, end, place.channel + tile * kTileChannels, thread,
+                                          1);
 }
 
 }  // namespace baracuda

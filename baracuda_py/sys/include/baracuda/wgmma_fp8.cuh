@@ -13,6 +13,18 @@ __device__ __forceinline__ void wgmma_m64k32_e4m3(float (&d)[kRegisters], const 
                                                  bool adds);
 
 template <>
+__device__ __forceinline__ void wgmma_m64k32_e4m3<16>(float (&d)[16], const unsigned (&a)[4],
+                                                      unsigned long long b, bool adds) {
+  asm volatile(
+      "{ .reg .pred adds; setp.ne.b32 adds, %21, 0; wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+      "}, {%16, %17, %18, %19}, %20, adds, 1, 1; }"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)));
+}
+
+template <>
 __device__ __forceinline__ void wgmma_m64k32_e4m3<32>(float (&d)[32], const unsigned (&a)[4],
                                                       unsigned long long b, bool adds) {
   asm volatile(
