@@ -81,12 +81,14 @@ class Lineup:
         device: the host, or a GPU of this machine.
         layouts: of our weights.
         rotated_nbytes: weights that a replay walks over at least.
+        selected: only what `select` picks, plain, beside the dense GEMM.
     """
 
     registry: Registry[Plan]
     device: Device
     layouts: Sequence[AwqWeightLayout]
     rotated_nbytes: int = ROTATED_NBYTES
+    selected: bool = False
     _ours: dict[AwqWeightLayout, RotatedArguments] = field(init=False, repr=False)
     _fp8: RotatedArguments = field(init=False, repr=False)
     _dense: RotatedArguments = field(init=False, repr=False)
@@ -109,7 +111,13 @@ class Lineup:
         return Reader(self.registry, self.device, self.rotated_nbytes)
 
     def of(self, cell: Cell) -> Iterator[Contender | Absent]:
-        """Everyone, those that are absent with the reason."""
+        """Everyone, or those that are `selected`; those that are absent with the reason."""
+        for one in self._everyone(cell):
+            counts = one.selected if isinstance(one, Contender) else one.kind == OURS
+            if counts or one.kind == DENSE or not self.selected:
+                yield one
+
+    def _everyone(self, cell: Cell) -> Iterator[Contender | Absent]:
         for layout in self.layouts:
             yield from self._packed(cell, layout)
         if AwqWeightLayout.TILED in self.layouts and self.device.kind == "cuda":
@@ -169,7 +177,8 @@ class Lineup:
 
         both = f"quantize_per_token, {label}"
         nbytes += 2 * cell.m * cell.ic
-        yield evolve(alone, kernel=both, nbytes=nbytes, estimate_us=before_us + cost_us, replay=replay)
+        us = before_us + cost_us
+        yield evolve(alone, kernel=both, selected=False, nbytes=nbytes, estimate_us=us, replay=replay)
 
     def dense(self, cell: Cell) -> Contender | Absent:
         """The dense GEMM: of the cell's element on a GPU, on the host of f32, which NumPy hands to BLAS as it is."""

@@ -43,7 +43,7 @@ COLUMNS = (*CELL, *_MEASURED, *_JUDGED)
 """Of the CSV, and of a row in the JSON. `pdl`: whether calls were bound to overlap the one before them."""
 
 # In all parts of a file.
-_SAME = ("gpu", "cpu", "driver", "commit", "packages", "samples", "block_us", "rotated_nbytes", "layouts")
+_SAME = ("gpu", "cpu", "driver", "commit", "packages", "samples", "block_us", "rotated_nbytes", "layouts", "selected")
 _HEADLINE_ROWS = (1, 8, 512, 4096)
 
 

@@ -63,6 +63,9 @@ def bench(
     block: Annotated[
         str, typer.Option("--block", metavar="TIME", help="How long 64 rows or more run each time, on a GPU.")
     ] = "10ms",
+    selected: Annotated[
+        bool, typer.Option("--selected", help="Only what select picks, beside the dense GEMM: for long blocks.")
+    ] = False,
     budget: Annotated[
         str | None,
         typer.Option("--budget", metavar="TIME", help="Such as 90s or 10m: what does not fit is left for a next run."),
@@ -108,7 +111,8 @@ def bench(
         _draw(kept, stem)
         print_line(f"Drew {stem}.png and {stem}.svg", "bold")
         return
-    made = _bench(resolved, layouts, samples, parse_size(rotate, "--rotate"), 1e6 * _seconds(block, "--block"))
+    rotated_nbytes = parse_size(rotate, "--rotate")
+    made = _bench(resolved, layouts, samples, rotated_nbytes, 1e6 * _seconds(block, "--block"), selected)
     results = _kept(stem, replace or estimate, _environment(made), peers)
     left = [cell for cell in wanted if not results.holds(cell)]
     budget_s = None if budget is None else _seconds(budget, "--budget")
@@ -171,13 +175,13 @@ def _check_output(stem: Path, replace: bool, plot: bool, compare: Path | None) -
 
 
 def _bench(
-    device: Device, layouts: Sequence[str] | None, samples: int, rotated_nbytes: int, block_us: float
+    device: Device, layouts: Sequence[str] | None, samples: int, rotated_nbytes: int, block_us: float, selected: bool
 ) -> Bench:
     from baracuda_py.bench.contenders import Lineup
     from baracuda_py.bench.run import Bench
 
     chosen = [parse_enum(AwqWeightLayout, text, "--layout") for text in layouts or ()] or list(AwqWeightLayout)
-    lineup = Lineup(bp.default_registry(), device, tuple(dict.fromkeys(chosen)), rotated_nbytes)
+    lineup = Lineup(bp.default_registry(), device, tuple(dict.fromkeys(chosen)), rotated_nbytes, selected)
     return Bench(lineup, samples, block_us)
 
 
@@ -187,6 +191,8 @@ def _environment(made: Bench) -> dict[str, Any]:
     how: dict[str, Any] = {"samples": made.samples, "rotated_nbytes": made.lineup.rotated_nbytes}
     if made.lineup.device.kind == "cuda":
         how["block_us"] = made.block_us
+    if made.lineup.selected:
+        how["selected"] = True
     return {**environment(made.lineup.device), **how, "layouts": sorted(layout.value for layout in made.lineup.layouts)}
 
 

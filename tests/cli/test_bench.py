@@ -17,7 +17,7 @@ import baracuda_py as bp
 from baracuda_py.bench import plot
 from baracuda_py.bench import run as bench_run
 from baracuda_py.bench.cells import Cell
-from baracuda_py.bench.contenders import READ, Absent, Lineup
+from baracuda_py.bench.contenders import READ, Absent, Contender, Lineup
 from baracuda_py.bench.results import COLUMNS
 from baracuda_py.bench.run import Bench, Forecast, measured_within
 from baracuda_py.errors import DriverError
@@ -268,6 +268,7 @@ def test_medians_are_what_the_gpus_clock_says(run, gpu, tmp_path):
     record = json.loads((tmp_path / "out.json").read_text())
     assert (record["gpu"], record["capability"], record["cuda_driver_api"]) == ("Fake 90", "sm_90", 13010)
     assert record["block_us"] == 3e5
+    assert "selected" not in record
     times = {(row["kind"], row["kernel"]): row["median_us"] for row in record["cells"] if not row["absent"]}
     assert times["ours", "sm80.bespoke.small_m_oc_major"] == 7.0
     assert times["ours", "sm80.bespoke.stream_tiled"] == 2.0
@@ -302,6 +303,17 @@ def test_contenders_of_a_cell_take_turns_behind_a_replay_of_themselves(gpu, monk
     ] * 3
 
 
+def test_what_is_selected_alone_is_recorded_as_that(run, gpu, tmp_path):
+    result = run("bench", *QUICK, "--selected", "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["selected"] is True
+    assert {row["kind"] for row in record["cells"]} == {"ours", "fp8", "dense"}
+    mixed = run("bench", *QUICK, "--output", tmp_path / "out")
+    assert mixed.code != 0
+    assert "--replace" in mixed.err
+
+
 @pytest.mark.parametrize(
     ("m", "asked", "block_us"), [(63, (), 0.0), (64, (), 1e4), (64, (3e5,), 3e5), (64, (0.0,), 0.0)]
 )
@@ -322,6 +334,20 @@ def test_many_rows_are_timed_while_they_run_for_a_while(gpu, monkeypatch, m, ask
     assert blocks == [block_us]
     least_s = 1.5e-6 * block_us * len(found.measure(cell).times)
     assert found.estimate_s(cell) >= least_s
+
+
+def test_the_selected_are_timed_alone_beside_the_dense_gemm(gpu):
+    cell = Cell(ElementKind.F16, 128, 128, 256, 128)
+    lineup = Lineup(bp.default_registry(), gpu.gpu, (bp.AwqWeightLayout.TILED, bp.AwqWeightLayout.HF_GEMM), 0)
+    everyone = [one for one in lineup.of(cell) if isinstance(one, Contender)]
+    found = list(evolve(lineup, selected=True).of(cell))
+    assert {one.kind for one in found} == {"ours", "fp8", "dense"}
+    alone = [one for one in found if isinstance(one, Contender)]
+    assert [one.kind for one in alone] == ["ours", "ours", "fp8"]  # the emulated GPU has no library
+    assert {(one.kind, one.kernel, one.layout) for one in alone} == {
+        (one.kind, one.kernel, one.layout) for one in everyone if one.selected
+    }
+    assert not any(one.overlaps for one in alone)
 
 
 def test_on_the_host_many_rows_are_timed_as_few_are():
