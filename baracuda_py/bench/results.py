@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 from baracuda_py.bench.cells import Cell
 from baracuda_py.bench.contenders import DENSE, OURS, READ
 from baracuda_py.bench.peers import Peer
-from baracuda_py.bench.run import Ceilings, Measured
+from baracuda_py.bench.run import BLOCK_US, SUSTAINED_ROWS, Ceilings, Measured
 from baracuda_py.errors import InvalidProblem
 from baracuda_py.ops.quantize.awq_gemm import AwqWeightLayout
 from baracuda_py.tuning import write_text
@@ -169,7 +169,10 @@ class Results:
             usual = element == ElementKind.F16.name.lower() and group_size == 128
             if usual and (oc, ic) in largest and m in _HEADLINE_ROWS and best and dense:
                 layout = "" if best["layout"] in ("", AwqWeightLayout.TILED.value) else f", {best['layout']}"
-                what = f"AWQ GEMM {element} over {dense['kernel'].replace('_', ' ')}, {oc} x {ic}, m = {m}{layout}"
+                block_us = self.environment.get("block_us", 0.0)
+                each = f", {block_us / 1e3:g} ms each" if m >= SUSTAINED_ROWS and block_us > BLOCK_US else ""
+                dense_gemm = dense["kernel"].replace("_", " ")
+                what = f"AWQ GEMM {element} over {dense_gemm}, {oc} x {ic}, m = {m}{layout}{each}"
                 lines.append({"what": what, "value": best["over_dense"], "unit": "x"})
         return lines
 

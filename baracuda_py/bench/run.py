@@ -14,7 +14,7 @@ from baracuda_py.errors import Unsupported
 from baracuda_py.tuning.timing import HostTimer, Replay, Spread, in_turns, timer_on
 from baracuda_py.vocab.enums import ElementKind
 
-__all__ = ["Bench", "Ceilings", "Forecast", "Measured", "measured_within"]
+__all__ = ["BLOCK_US", "SUSTAINED_ROWS", "Bench", "Ceilings", "Forecast", "Measured", "measured_within"]
 
 _READ_NBYTES = {"cuda": 1 << 30, "host": 256 << 20}  # of the read that gives the bandwidth
 _DENSE_SIDE = {"cuda": 8192, "host": 1024}  # of the square product that gives the peak
@@ -24,7 +24,8 @@ _PROBED_CHANNELS, _PROBED_ROWS = 512, 64  # at most, of the calls that say how f
 # From so many rows on it is a GPU's power that holds products. Each contender runs for a while when it is timed, behind
 # others that draw as much: not those that take longer than so many times the fastest, or only read. These take turns
 # among themselves, fewer times: they are many, or slow.
-_SUSTAINED_ROWS = 64
+BLOCK_US = 1e4
+SUSTAINED_ROWS = 64
 _NEAR = 2.0
 _FEWER, _FEWEST = 5, 3  # as often, and at least
 _PROBES = 3  # of each: other processes slow some
@@ -73,7 +74,7 @@ class Bench:
 
     lineup: Lineup
     samples: int = 20
-    block_us: float = 1e4
+    block_us: float = BLOCK_US
     _paces: dict[Cell, dict[tuple[str, ...], Pace]] = field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -105,7 +106,7 @@ class Bench:
         return calls * call_s * pace.over_estimate + one.copies * (_CALL_S + one.nbytes * pace.bind_s)
 
     def _block_us(self, cell: Cell) -> float:
-        return self.block_us if self.lineup.device.kind == "cuda" and cell.m >= _SUSTAINED_ROWS else 0.0
+        return self.block_us if self.lineup.device.kind == "cuda" and cell.m >= SUSTAINED_ROWS else 0.0
 
     def _paces_of(self, cell: Cell) -> dict[tuple[str, ...], Pace]:
         """Of the host's contenders, measured on a small cell that is like this one; once for each such cell."""

@@ -71,6 +71,12 @@ def test_headlines_are_of_the_fastest_that_is_selected_on_the_largest_weights(re
     assert {line["unit"] for line in results.headlines()} == {"x"}
     assert len(lines) == 2 * 3  # weights, rows
     assert all(what.startswith("AWQ GEMM f16 over cublas f16, ") for what in lines)
+    results.environment["block_us"] = 3e5
+    assert sorted(line["what"] for line in results.headlines()) == sorted(
+        what + ", 300 ms each" * what.endswith(("m = 512", "m = 4096")) for what in lines
+    )
+    results.environment["block_us"] = 1e4
+    assert {line["what"] for line in results.headlines()} == set(lines)
     results.rows += [{**row, "group_size": 64} for row in results.rows]
     assert len(results.headlines()) == len(lines)  # of groups of 128 alone
     results.rows = [row for row in results.rows if row["layout"] != "tiled"]

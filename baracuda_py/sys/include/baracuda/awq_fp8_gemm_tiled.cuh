@@ -6,7 +6,7 @@
 // A CTA computes tiles of 128 output channels of kTokens tokens, one after the other (WideSchedule). One warp copies, into a
 // ring, boxes of x of 128 input channels and the blocks of packed weights that belong to them, ahead of two warpgroups,
 // which take 64 output channels each, a warp 16 of them. While one makes weights, or adds what a group gave to its sums, the
-// tensor cores can work for the other (Fp8Turns).
+// tensor cores work for the other.
 //
 // In e4m3 the code of n, 0 to 15, is n * 2^-9: up to 7 a subnormal, beyond one of the eight least normal values. So |q - z|
 // with a sign bit is a weight without a conversion. Products of a group are summed by the tensor cores, which keep fewer
@@ -24,7 +24,6 @@
 #include "baracuda/mbarrier.cuh"
 #include "baracuda/register_count.cuh"
 #include "baracuda/ring_place.cuh"
-#include "baracuda/shared_memory.cuh"
 #include "baracuda/warp_uniform.cuh"
 #include "baracuda/wgmma_fp8.cuh"
 

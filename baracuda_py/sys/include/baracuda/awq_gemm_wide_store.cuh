@@ -85,7 +85,9 @@ __device__ __forceinline__ void store_chunks(const AwqGemmOperands<Element>& ope
   for (int chunk = 0; chunk < kChunks; ++chunk) {
     if (first_token + chunk * kStoreTokens >= end) break;
     if constexpr (kRoom == 1) {
-      if (chunk > 0) partial_barrier<kWarpgroupThreads>(barrier);
+      if (chunk > 0) {
+        partial_barrier<kWarpgroupThreads>(barrier);
+      }
       put(chunk);
     }
     partial_barrier<kWarpgroupThreads>(barrier);
