@@ -52,7 +52,7 @@ _HARMLESS = {
     ("include/baracuda/awq_gemm_bulk.cuh", _ENDS): "a warp that ends counts as arrived, only later",
     ("include/baracuda/awq_gemm_warpgroup.cuh", _ENDS): "as above",
     ("include/baracuda/awq_gemm_warpgroup.cuh", "cluster_wait();\n        return;"): "as above",
-    ("include/baracuda/awq_fp8_gemm_tiled.cuh", "__syncwarp();  // or the"): "for the compiler, which finds what is uniform",
+    ("include/baracuda/awq_fp8_gemm_tiled.cuh", "__syncwarp();  // or the"): "the compiler wants it, not the order",
     ("include/baracuda/awq_gemm_tiled_wide.cuh", "__syncwarp();  // or the"): "as above",
 }
 # Modules that show a file's, or those of them that begin so, where the first that has it orders the same in another way
