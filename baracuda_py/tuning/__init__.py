@@ -64,7 +64,7 @@ def table_for(device: Device, op: str | None = None) -> TuningTable | None:
 
 
 def tables_for(device: Device, op: str | None = None) -> tuple[TuningTable, ...]:
-    """The tables that `table_for` merges: of two times of the same kernel and problem, the first table's counts."""
+    """The tables that `table_for` merges: of two times of a GPU, a kernel and a problem, the first table's counts."""
     if device.kind == "host":
         return ()
 
@@ -116,20 +116,24 @@ def _read_all(folder: str) -> Iterator[TuningTable]:
 
 @cache
 def _merged(tables: tuple[TuningTable, ...]) -> TuningTable:
-    """One table of what several hold."""
+    """One table of what several hold. A problem's times, which are compared with one another, are of one GPU: of that
+    with the most, of equals the first."""
     if len(tables) == 1:
         return tables[0]
-    ops: dict[str, dict[str, Problem]] = {}
+    ops: dict[str, dict[str, dict[str, Problem]]] = {}
     for table in tables:
         for op, problems in table.problems.items():
-            merged = ops.setdefault(op, {})
             for problem in problems:
-                key = json.dumps(problem.fields, sort_keys=True)
-                times = {**problem.times_us, **(merged[key].times_us if key in merged else {})}
-                merged[key] = Problem(problem.fields, times)
+                of_gpus = ops.setdefault(op, {}).setdefault(json.dumps(problem.fields, sort_keys=True), {})
+                gpu = slug(table.device.name)
+                known = of_gpus[gpu].times_us if gpu in of_gpus else {}
+                of_gpus[gpu] = Problem(problem.fields, {**problem.times_us, **known})
+    made = {
+        op: tuple(max(of_gpus.values(), key=lambda one: len(one.times_us)) for of_gpus in problems.values())
+        for op, problems in ops.items()
+    }
     return TuningTable(
-        tables[0].device, {op: tuple(merged.values()) for op, merged in ops.items()}, tables[0].origin,
-        ", ".join(table.where for table in tables),
+        tables[0].device, made, tables[0].origin, ", ".join(table.where for table in tables)
     )  # fmt: skip
 
 
