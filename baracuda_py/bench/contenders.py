@@ -113,7 +113,7 @@ class Lineup:
     def of(self, cell: Cell) -> Iterator[Contender | Absent]:
         """Everyone, or those that are `selected`; those that are absent with the reason."""
         for one in self._everyone(cell):
-            counts = one.selected if isinstance(one, Contender) else one.kind == OURS
+            counts = one.selected if isinstance(one, Contender) else one.kind in (OURS, FP8)
             if counts or one.kind == DENSE or not self.selected:
                 yield one
 

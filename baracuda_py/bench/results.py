@@ -170,7 +170,8 @@ class Results:
             if usual and (oc, ic) in largest and m in _HEADLINE_ROWS and best and dense:
                 layout = "" if best["layout"] in ("", AwqWeightLayout.TILED.value) else f", {best['layout']}"
                 block_us = self.environment.get("block_us", 0.0)
-                each = f", {block_us / 1e3:g} ms each" if m >= SUSTAINED_ROWS and block_us > BLOCK_US else ""
+                usual_block = m < SUSTAINED_ROWS or block_us in (0.0, BLOCK_US)
+                each = "" if usual_block else f", {block_us / 1e3:g} ms each"
                 dense_gemm = dense["kernel"].replace("_", " ")
                 what = f"AWQ GEMM {element} over {dense_gemm}, {oc} x {ic}, m = {m}{layout}{each}"
                 lines.append({"what": what, "value": best["over_dense"], "unit": "x"})

@@ -24,8 +24,10 @@ _PROBED_CHANNELS, _PROBED_ROWS = 512, 64  # at most, of the calls that say how f
 # From so many rows on it is a GPU's power that holds products. Each contender runs for a while when it is timed, behind
 # others that draw as much: not those that take longer than so many times the fastest, or only read. These take turns
 # among themselves, fewer times: they are many, or slow.
-BLOCK_US = 1e4
 SUSTAINED_ROWS = 64
+"""From how many rows on contenders run for a while on a GPU each time that they are timed."""
+BLOCK_US = 1e4
+"""How long, unless something else is said."""
 _NEAR = 2.0
 _FEWER, _FEWEST = 5, 3  # as often, and at least
 _PROBES = 3  # of each: other processes slow some

@@ -290,11 +290,13 @@ def _line(rows: Sequence[Row], compared: bool) -> list[str] | None:
     least = fastest(row for row in rows if row["kind"] == OURS and not row["pdl"])
     int4 = fastest(row for row in rows if row["kind"] == INT4)
     assert least is not None
+    rivals = any(row["kind"] == OURS and not row["selected"] and row["median_us"] for row in rows)
     line = [
         f"{best['oc']} x {best['ic']}", str(best["m"]), f"{best['element']} g{best['group_size']}",
         _called(best), time_text(best["median_us"]),
         *(_times(best[name]) for name in ("over_limit", "over_dense", "over_read")),
-        _times(best["median_us"] / int4["median_us"] if int4 else None), _times(best["median_us"] / least["median_us"]),
+        _times(best["median_us"] / int4["median_us"] if int4 else None),
+        _times(best["median_us"] / least["median_us"] if rivals else None),
     ]  # fmt: skip
     if compared:
         by_time = best["m"] <= _BY_TIME

@@ -106,7 +106,8 @@ class Toolchain:
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         text = done.stdout + done.stderr
-        if done.returncode or "warning" in text or "Potential Performance Loss" in text:  # wgmma run one by one
+        slow = "Potential Performance Loss"  # such as instructions of warpgroups that run one by one
+        if done.returncode or "warning" in text or slow in text:
             raise CompileError(f"ptxas for {arch} says:\n{text.strip()}")
         return text
 

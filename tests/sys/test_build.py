@@ -14,6 +14,7 @@ import pytest
 from baracuda_py import sys as kernels
 from baracuda_py.sys import build
 from baracuda_py.sys.sources import Source, SourceError, find_sources, ptx_entries, ptx_isa, ptx_paths
+from baracuda_py.sys.toolchain import Toolchain
 
 ROOT = Path(build.__file__).parent
 SOURCES = find_sources(ROOT)
@@ -191,6 +192,28 @@ def test_local_memory_above_what_is_declared_is_refused(tmp_path: Path) -> None:
     build._check_local_memory(source, "a", "sm_80", used, 20)
     with pytest.raises(build.CompileError, match="allow-spill a 20"):
         build._check_local_memory(source, "a", "sm_80", used, 19)
+
+
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        ("ptxas warning : Local memory", 0),
+        ("ptxas info : (C7514) Potential Performance Loss: wgmma.mma_async instructions are serialized", 0),
+        ("ptxas fatal : Unresolved", 255),
+    ],
+)
+def test_what_ptxas_refuses_warns_of_or_runs_slowly_is_refused(tmp_path: Path, told: str, status: int) -> None:
+    ptxas = tmp_path / "ptxas"
+    toolchain = object.__new__(Toolchain)
+    toolchain._ptxas = ptxas
+    for text, code in (("ptxas info : Used 8 registers", 0), (told, status)):
+        ptxas.write_text(f"#!/bin/sh\necho '{text}'\nexit {code}\n", "utf-8")
+        ptxas.chmod(0o755)
+        if text == told:
+            with pytest.raises(build.CompileError, match="ptxas for sm_90 says"):
+                toolchain.assemble(b"", "sm_90")
+        else:
+            assert toolchain.assemble(b"", "sm_90") == f"{text}\n"
 
 
 def test_a_portable_module_serves_its_own_and_later_architectures_and_a_specific_one_itself() -> None:

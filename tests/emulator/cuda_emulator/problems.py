@@ -123,6 +123,7 @@ _OF_VARIANT: dict[str, tuple[Any, ...]] = {
             for m in (20, 36) for element in (bp.ElementKind.F16, bp.ElementKind.BF16)
         ),
         bp.Int4AwqGemmDescriptor(20, 128, 264, 128, None, _TILED),  # nothing for the second pair
+        bp.Int4AwqGemmDescriptor(225, 128, 520, 32, None, _TILED, bp.ElementKind.BF16),  # room for one chunk of outputs
     ),
 }
 

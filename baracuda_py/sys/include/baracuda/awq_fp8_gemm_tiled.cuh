@@ -17,6 +17,8 @@
 
 #include "baracuda/awq_gemm_tiled_block.cuh"
 #include "baracuda/awq_gemm_wide_parts.cuh"
+#include "baracuda/awq_gemm_wide_schedule.cuh"
+#include "baracuda/awq_gemm_wide_store.cuh"
 #include "baracuda/bulk_copy.cuh"
 #include "baracuda/elect.cuh"
 #include "baracuda/global_load.cuh"
@@ -44,9 +46,9 @@ template <int kTokenCount, int kGroupCount>
 struct Fp8Shape {
   static constexpr int kTokens = kTokenCount;
   static constexpr int kGroups = kGroupCount;  // of a block
-  static constexpr bool kEven = false;         // WideSchedule; with four groups ptxas would spill
+  static constexpr bool kEven = false;         // WideSchedule
   static constexpr int kSums = kTokens / 2;    // of a thread
-  // Tokens that are multiplied at a time: what a group gives two parts is held beside the sums of all tokens.
+  // Tokens that are multiplied at a time: what a group gives them is held beside the sums of all tokens.
   static constexpr int kPartTokens = kTokens / 2;
   static constexpr int kParts = kTokens / kPartTokens;
   static constexpr int kPartSums = kPartTokens / 2;
@@ -69,9 +71,10 @@ struct Fp8Shape {
   static_assert(kTiles == 2 && kTileWarps * kCopyingRegisters + kWarps * kComputingRegisters <= 2048, "of 65536 registers");
   static constexpr unsigned kScaleBytes = 1024;  // of a warpgroup: a float a token
   static_assert(kTokens * 4 <= kScaleBytes);
-  static_assert(kTiles * (kWideStoreBytes + kScaleBytes) + kFp8MaxStages * kFp8StageBarrierBytes <= kFp8FixedBytes, "that is their size");
+  static_assert(kTiles * (kWideStoreBytes + kScaleBytes) + kFp8MaxStages * kFp8StageBarrierBytes <= kFp8FixedBytes,
+                "that is their size");
   static_assert(kFp8Steps % kGroups == 0, "a group has whole steps");
-  static_assert(kProducts % 2 == 0, "a block's last product is not where the next one's first is");
+  static_assert(kProducts >= 2, "the next block is asked for one product ahead of the last");
 };
 
 // The codes of four weights q - z of an output channel, q in the low half of each byte.
@@ -276,7 +279,8 @@ __device__ __forceinline__ void awq_fp8_gemm_tiled(const AwqGemmOperands<Element
 #pragma unroll
       for (int product = 0; product < Shape::kProducts; ++product) {
         const int group = product / Shape::kParts, first_token = product % Shape::kParts * Shape::kPartTokens;
-        // Of the smallest boxes, a part may have nothing: then any tokens, for nothing is stored.
+        // Of the smallest boxes, a part may have nothing. Then it reads other tokens', rather than what no copy has written;
+        // nothing of it is stored.
         const bool copied = Shape::kTokens > kFp8FewTokens || first_token < schedule.tokens;
         const unsigned long long rows = wgmma_step(box, copied ? first_token * static_cast<int>(Shape::kRowBytes / 32) : 0);
         wgmma_fence();

@@ -3,10 +3,10 @@
 // oc % 8 == 0, ic % 32 == 0. An entry's name has its tokens (t) and groups of a block of 128 input channels (g). Tiles,
 // `whole`, `split`, `splits`, `panel` and parts are those of awq_gemm_tiled_wide_entries.cuh, with t tokens a tile. x_map
 // is x as (1, m, ic) of bytes with boxes of (1, tokens, 128), swizzled over 128 bytes; `tokens` is t where there are more than
-// t, else a multiple of 8. x_scales are the factors of x's rows.
+// t, else a multiple of 8, and with t > 64 more than t / 2. x_scales are the factors of x's rows.
 //
 // kFp8Threads threads. Dynamic shared memory: kFp8FixedBytes, and `stages` times 128 * t + 4 * (2048 + 80 g) bytes, rounded up
-// to a multiple of 1024; at most kFp8MaxStages.
+// to a multiple of 1024; two or more, at most kFp8MaxStages.
 //
 // The entry `_finish`, grid (split * t / 8, 1, 1), kWideFinishThreads threads, 128 * kWideFinishTokens bytes of dynamic shared
 // memory, adds the parts of split tiles, in their order, and stores the outputs.

@@ -340,7 +340,9 @@ __device__ __forceinline__ void awq_gemm_warpgroup(const AwqGemmOperands<Element
 
     // (kStrips, kSums / 4, threads), four sums each. A warpgroup stores a strip, and gives the other warpgroup its sums of
     // that one's; of one strip, the first stores it.
-    if (tile != first_tile) partial_barrier<kDepths * kWarpgroupThreads>(3);  // the last ones have been read
+    if (tile != first_tile) {
+      partial_barrier<kDepths * kWarpgroupThreads>(3);  // the last ones have been read
+    }
     float4* s_sums = reinterpret_cast<float4*>(s_memory + exchanged) + thread;
     if (Shape::kStrips == 2 || depth == 1) {
       float4* s_other = s_sums + (Shape::kStrips == 2 ? (depth ^ 1) * (Shape::kSums / 4 * kWarpgroupThreads) : 0);
