@@ -348,6 +348,8 @@ def test_the_selected_are_timed_alone_beside_the_dense_gemm(gpu):
         (one.kind, one.kernel, one.layout) for one in everyone if one.selected
     }
     assert not any(one.overlaps for one in alone)
+    odd = list(evolve(lineup, selected=True).of(evolve(cell, oc=9)))
+    assert {one.kind for one in odd if isinstance(one, Absent)} >= {"ours", "fp8"}  # with the reason
 
 
 def test_on_the_host_many_rows_are_timed_as_few_are():
