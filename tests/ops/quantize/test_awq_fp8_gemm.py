@@ -15,6 +15,7 @@ from baracuda_py.ops.quantize.awq_fp8_gemm import OP
 from baracuda_py.ops.quantize.awq_gemm import OP as AWQ_GEMM
 from baracuda_py.testing.calls import frobenius_error, reference_outputs
 from baracuda_py.testing.data import inputs_for
+from baracuda_py.vocab.code import TensorMap
 from baracuda_py.vocab.elements import numpy_dtype
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -116,3 +117,19 @@ def test_nothing_is_read_past_the_wait_for_the_launch_before(module):
     assert ("ld.relaxed.gpu.global.f32" in text) == ("fp8" in module.name)
     assert "ld.global.u16" not in text
     assert "ld.global.nc" not in text.replace("ld.global.nc.v4.f32", "")  # but parts, in a launch that does not overlap
+
+
+@pytest.mark.parametrize(("ic", "oc"), [(4096, 4096), (28672, 8192)])
+def test_a_box_of_more_than_the_fewest_tokens_has_some_of_both_halves_of_a_tile(ic, oc):
+    registry = bp.default_registry()
+    few = baracuda_py.sys.module("quantize.awq_fp8_gemm.tiled_f16_g1", "sm90a").constant("kFp8FewTokens")
+    seen = set()
+    for m in range(1, 600):
+        desc = bp.Int4AwqFp8GemmDescriptor(m, ic, oc, weight_layout=bp.AwqWeightLayout.TILED)
+        launch = registry.select(desc, "sm_90").launches[0]
+        tokens = int(re.search(r"_t(\d+)_", launch.entry)[1])
+        [boxes] = [one for one in launch.parameters if isinstance(one, TensorMap)]
+        assert boxes.box[1] <= tokens
+        assert tokens <= few or boxes.box[1] > tokens // 2
+        seen.add(tokens)
+    assert max(seen) > few
